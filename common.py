@@ -1,0 +1,406 @@
+"""Tokenization and evaluation helpers shared by every script: what is no part of the algorithms, and nothing else.
+
+Lengths are in tokens, log-probabilities and KL in nats. Ids are plain lists of ints until `collate` makes tensors of them.
+"""
+
+import hashlib
+import math
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import datasets
+import torch
+import transformers
+
+datasets.disable_progress_bars()
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+DEFAULT_START = "starts/reviews"
+
+
+def fail(message: str) -> NoReturn:
+    """End the program with one line on stderr and exit code 1."""
+    raise SystemExit(f"error: {message}")
+
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+def check_args(args) -> None:
+    """Check every field of a script's Args against its range, then fill what was left open from the start.
+
+    Counts are at least 1, rates above 0 and finite, --max-grad-norm at least 0 (0 = no clipping). --model, --dataset,
+    --golden, --baseline and --judge default to the parts of the start; a golden or baseline that it lacks stays None.
+    If the default start does not exist yet, it is prepared first.
+    """
+    for field in fields(args):
+        value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
+        if type(value) is int and field.name != "seed" and value < 1:
+            fail(f"{flag} {value}: must be at least 1")
+        if type(value) is float and not (math.isfinite(value) and value >= 0):
+            fail(f"{flag} {value}: must be a finite number, 0 or more")
+        if value == 0 and field.name in ("learning_rate", "beta"):
+            fail(f"{flag} {value}: must be above 0")
+    required = [name for name in ("model", "dataset", "judge") if hasattr(args, name)]
+    if args.start is None and any(getattr(args, name) is None for name in required):
+        args.start = DEFAULT_START
+        if not Path(args.start).exists():
+            if not Path("prepare").is_dir():
+                fail(f"no start given: pass {' '.join('--' + name for name in required)}, or --start FOLDER")
+            print(f"{args.start} is not there yet: running `python -m prepare --out {args.start}` first")
+            if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
+                fail(f"python -m prepare --out {args.start} did not finish; see above")
+    if args.start is not None and not Path(args.start).is_dir():
+        fail(f"--start {args.start}: no such folder; `python -m prepare --out {args.start}` makes one")
+    parts = {"model": "sft", "dataset": "d_golden", "judge": "proxy", "golden": "golden", "baseline": "golden_policy"}
+    for name, part in parts.items():
+        if hasattr(args, name) and getattr(args, name) is None:
+            setattr(args, name, start_part(args, part))
+            if name in required and getattr(args, name) is None:
+                fail(f"--start {args.start} has no {part}/: run `python -m prepare --out {args.start}`, or pass --{name}")
+
+
+def start_part(args, name: str) -> str | None:
+    """The path of a part of the start, None where there is no such part."""
+    return str(Path(args.start, name)) if args.start and Path(args.start, name).exists() else None
+
+
+def pick_device(name: str) -> str:
+    """"auto" is cuda where there is one, else cpu; any other name is checked."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        fail(f"--device {name}: no GPU can be used here; use --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def describe_run(args) -> dict:
+    """The fields of Args, flat, with the git revision of the code and the versions of the libraries: args.json."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
+    return {**asdict(args), **versions, "threads": torch.get_num_threads(), "git_revision": git.stdout.strip() or None}
+
+
+def generator(*key) -> torch.Generator:
+    """A CPU generator that depends on nothing but its key, e.g. (seed, step, "sample"): randomness without state.
+
+    Resuming a run needs no saved random state, and evaluating more often changes no training step.
+    """
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def batch_order(rows: int, batch_size: int, steps: int, seed: int, shuffle: str | int = "all") -> torch.Tensor:
+    """Which row stands where: (steps, batch_size) indices, epoch after epoch, each epoch in a new order.
+
+    shuffle "all" permutes an epoch, "none" keeps the order of the file, a number N permutes within windows of N batches.
+    A shorter run is a prefix of a longer one; two scripts with equal seed and data use the same rows in the same steps.
+    """
+    window = {"all": rows, "none": 1}.get(shuffle) or shuffle * batch_size
+    order = []
+    for epoch in range(math.ceil(steps * batch_size / rows)):
+        random = generator(seed, epoch, "order")
+        for first in range(0, rows, window):
+            order.append(first + torch.randperm(min(window, rows - first), generator=random))
+    return torch.cat(order)[: steps * batch_size].view(steps, batch_size)
+
+
+# -------------------------------------------------------------------------------------------------- models, tokenizers
+
+
+def load_policy(source: str, device: str):
+    """(causal language model in fp32 without dropout, its tokenizer) from a folder or a Hub name."""
+    tokenizer = load_tokenizer(source)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except Exception as error:
+        fail(f"{source}: no causal language model can be loaded from it ({first_line(error)})")
+    return model.to(device).eval(), tokenizer  # eval() turns dropout off; gradients flow all the same
+
+
+def load_tokenizer(source: str):
+    """A tokenizer from a folder or a Hub name; one without a padding token pads with its end token (masks are carried)."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except Exception as error:
+        fail(f"{source}: no tokenizer can be loaded from it ({first_line(error)})")
+    if tokenizer.eos_token_id is None:
+        fail(f"{source}: its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# --------------------------------------------------------------------------------------------------------- preferences
+
+
+def load_rows(source: str, split: str = "train") -> list[dict]:
+    """The rows of a .json, .jsonl or .parquet file (also gzipped), of a folder of them, or of a Hub data set."""
+    try:
+        if Path(source).is_file():
+            kind = "parquet" if ".parquet" in Path(source).suffixes else "json"
+            return datasets.load_dataset(kind, data_files=str(source), split="train").to_list()
+        return datasets.load_dataset(str(source), split=split).to_list()
+    except Exception as error:
+        fail(f"{source}: cannot be read as {split} preference data ({first_line(error)})")
+
+
+def row_strings(row: dict, tokenizer) -> tuple[str, str, str]:
+    """(prompt, chosen, rejected) as strings from a row in any of the ecosystem's forms; ValueError says what is wrong.
+
+    Strings with or without a prompt column, or lists of {role, content}: then the chat template is applied, and the
+    response is the last message's text, which an assistant writes and ends with the end token.
+    """
+    prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, list) and isinstance(rejected, list) and chosen and rejected:
+        if prompt is None:
+            prompt = chosen[:-1]
+            if rejected[:-1] != prompt:
+                raise ValueError("chosen and rejected differ before the last message, so there is no common prompt")
+        chosen, rejected = chosen[-1]["content"], rejected[-1]["content"]
+        if not isinstance(prompt, list):
+            raise ValueError("prompt is no list of messages although chosen is")
+        if tokenizer.chat_template is None:
+            raise ValueError("conversational, but the tokenizer has no chat template")
+        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
+        start = chosen.rfind("\n\nAssistant:") + len("\n\nAssistant:")
+        if start < len("\n\nAssistant:") or chosen[:start] != rejected[:start]:
+            raise ValueError("there is no prompt column, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
+        prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
+    for name, text in {"prompt": prompt, "chosen": chosen, "rejected": rejected}.items():
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} is " + ("no text" if not isinstance(text, str) else "blank"))
+    return prompt, chosen, rejected
+
+
+def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[bool]) -> tuple[list, list, int]:
+    """Ids of prompts and responses, and how many responses had to be encoded alone.
+
+    A response's ids are what prompt + response adds to the prompt's own ids, because that is what a model samples:
+    encoded alone, many tokenizers start a text with a word mark. Where the prompt's ids change when a response follows,
+    the response is encoded alone. The end token is appended to a finished response only.
+    """
+    if not prompts:
+        return [], [], 0
+    special = not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token))  # a chat template wrote its own
+    heads = tokenizer(prompts, add_special_tokens=special).input_ids
+    wholes = tokenizer([p + r for p, r in zip(prompts, responses)], add_special_tokens=special).input_ids
+    alone = [i for i, (head, whole) in enumerate(zip(heads, wholes)) if whole[: len(head)] != head]
+    tails = [whole[len(head) :] for head, whole in zip(heads, wholes)]
+    for i in alone:
+        tails[i] = tokenizer(responses[i], add_special_tokens=False).input_ids
+    return heads, [t + [tokenizer.eos_token_id] * done for t, done in zip(tails, finished)], len(alone)
+
+
+def load_pairs(
+    source: str, tokenizer, max_prompt_tokens: int, max_response_tokens: int, on_bad_row: str, split: str = "train"
+) -> list[dict]:
+    """Preference pairs: {prompt, chosen, rejected} as ids, `text` the prompt as a string, `row` its number, `margin`.
+
+    A row that cannot be used as it is ends the program with its number (counted from 0) and what is wrong with it, or,
+    with on_bad_row "skip", is left out and counted in a line. Nothing is ever cut to fit.
+    """
+    rows, strings, bad = load_rows(source, split), {}, {}
+    for number, row in enumerate(rows):
+        try:
+            strings[number] = row_strings(row, tokenizer)
+        except (ValueError, KeyError, TypeError) as error:
+            bad[number] = first_line(error)
+    pairs, alone = {n: {"row": n, "text": s[0], "margin": rows[n].get("margin")} for n, s in strings.items()}, 0
+    for column, name in ((1, "chosen"), (2, "rejected")):
+        finished = [rows[n].get(f"{name}_finished", True) is not False for n in strings]
+        texts = [s[0] for s in strings.values()], [s[column] for s in strings.values()]
+        prompts, responses, count = encode(tokenizer, *texts, finished)
+        alone += count
+        for number, prompt, response, done in zip(strings, prompts, responses, finished):
+            pairs[number] |= {"prompt": prompt, name: response}
+            body = response[: len(response) - done]
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in prompt + body:
+                bad[number] = f"prompt or {name} has a word that the tokenizer does not know"
+            elif tokenizer.eos_token_id in body:
+                bad[number] = f"{name} has the end token {tokenizer.eos_token} in its text; pass its text without it"
+            elif len(response) > max_response_tokens:
+                bad[number] = f"{name} has {len(response)} tokens, --max-response-tokens is {max_response_tokens}"
+            elif len(prompt) > max_prompt_tokens:
+                bad[number] = f"the prompt has {len(prompt)} tokens, --max-prompt-tokens is {max_prompt_tokens}"
+    if bad and on_bad_row == "error":
+        number = min(bad)
+        others = f" ({len(bad)} rows of {len(rows)} are unusable; --on-bad-row skip leaves them out)"
+        fail(f"{source}: row {number}: {bad[number]}{others}")
+    if bad:
+        print(f"{source}: {len(bad)} of {len(rows)} rows left out, the first being row {min(bad)}: {bad[min(bad)]}")
+    if alone:
+        print(f"{source}: {alone} responses encoded alone, their prompt's tokens change when a response follows")
+    pairs = [pairs[number] for number in strings if number not in bad]
+    return pairs or fail(f"{source}: no usable row")
+
+
+class Batch(NamedTuple):
+    """Prompts beside responses, so that the same column is the first response token of every row."""
+
+    prompt: torch.Tensor  # (N, P) ids, padded on the left
+    prompt_mask: torch.Tensor  # (N, P) 1 where there is a token
+    response: torch.Tensor  # (N, T) ids, padded on the right
+    response_mask: torch.Tensor  # (N, T) 1 where there is a token, the end token included
+
+
+def collate(prompts: list[list[int]], responses: list[list[int]], tokenizer, device: str) -> Batch:
+    """Pad to the longest. Masks come from the lengths, never from comparing ids with the padding id."""
+
+    def pad(sequences, side):
+        width = max(map(len, sequences))
+        ids = torch.full((len(sequences), width), tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            columns = slice(width - len(sequence), None) if side == "left" else slice(len(sequence))
+            ids[row, columns], mask[row, columns] = torch.tensor(sequence), 1
+        return ids.to(device), mask.to(device)
+
+    return Batch(*pad(prompts, "left"), *pad(responses, "right"))
+
+
+# --------------------------------------------------------------------------------------------------------------- judges
+
+
+@dataclass
+class Judge:
+    """A preference model: pairwise, r(x, y1, y2), or pointwise, s(x, y), as its config says."""
+
+    model: transformers.PreTrainedModel
+    tokenizer: transformers.PreTrainedTokenizerBase
+    reader: transformers.PreTrainedTokenizerBase | None  # the policy's tokenizer, where the judge's is another
+
+    @property
+    def form(self) -> str:
+        return getattr(self.model.config, "preference_form", "pointwise")
+
+
+def load_judge(source: str | None, policy_tokenizer, device: str) -> Judge | None:
+    """A preference model of prepare/, or any reward model with one label (then pointwise); None stays None."""
+    if source is None:
+        return None
+    tokenizer = load_tokenizer(source)
+    try:
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
+    except Exception as error:
+        fail(f"{source}: no preference model can be loaded from it ({first_line(error)})")
+    if model.config.num_labels != 1:
+        fail(f"{source}: a judge has one label, this model has {model.config.num_labels}")
+    same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+    return Judge(model.to(device).eval(), tokenizer, None if same else policy_tokenizer)
+
+
+def score(model, sequences: list[list[int]]) -> torch.Tensor:
+    """(N,) one number for each sequence of ids, read off its last token.
+
+    The last token is found by length: transformers' own forward compares ids with the padding id, and where that is the
+    end token too, it would read a finished response one token early.
+    """
+    lengths = torch.tensor([len(s) for s in sequences])
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(model.device)
+    if not hasattr(model, "score"):  # an encoder pools in its own way
+        return model(ids.to(model.device), attention_mask=mask).logits.squeeze(-1).float()
+    hidden = model.base_model(ids.to(model.device), attention_mask=mask).last_hidden_state
+    return model.score(hidden[torch.arange(len(ids)), lengths - 1]).squeeze(-1).float()
+
+
+def judge_sequences(form: str, eos: int, prompts: list, first: list, second: list) -> tuple[list, list]:
+    """What a judge reads to compare first with second: sequences a and b, to be scored and subtracted.
+
+    Pointwise: x y1 and x y2. Pairwise: both responses behind the prompt, set apart by the end token, in both orders.
+    """
+    if form == "pairwise":
+        first, second = (
+            [y1 + [eos] + y2 + [eos] for y1, y2 in zip(first, second)],
+            [y2 + [eos] + y1 + [eos] for y1, y2 in zip(first, second)],
+        )
+    return [x + y for x, y in zip(prompts, first)], [x + y for x, y in zip(prompts, second)]
+
+
+@torch.no_grad()
+def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tensor:
+    """(N,) how much the judge prefers the first response: its sign decides labels, wins and accuracy.
+
+    Pointwise s(x, y1) - s(x, y2); pairwise r(x, y1, y2) - r(x, y2, y1), both orders, against position bias (Appendix A.2 of
+    the paper). Each distinct sequence is scored once and in one order of sequences, so that identical responses are a tie
+    of exactly 0 and margin(y1, y2) == -margin(y2, y1).
+    """
+    if judge.reader is not None:
+        prompts, first, second = reread(judge, prompts, first, second)
+    both = judge_sequences(judge.form, judge.tokenizer.eos_token_id, prompts, first, second)
+    distinct = sorted({tuple(s) for s in both[0] + both[1]}, key=lambda s: (len(s), s))
+    chunks = [score(judge.model, list(map(list, distinct[i : i + 128]))) for i in range(0, len(distinct), 128)]
+    values = torch.cat(chunks).cpu()
+    values = dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
+    return torch.tensor([values[tuple(a)] - values[tuple(b)] for a, b in zip(*both)])
+
+
+def reread(judge: Judge, prompts: list, first: list, second: list) -> list[list]:
+    """The same texts in the ids of the judge's own tokenizer."""
+    reader, eos = judge.reader, judge.reader.eos_token_id
+    heads = reader.batch_decode(prompts, skip_special_tokens=True)
+    result = [None]
+    for responses in (first, second):
+        texts = [t[len(h) :] for t, h in zip(reader.batch_decode([x + y for x, y in zip(prompts, responses)], True), heads)]
+        result[0], ids, _ = encode(judge.tokenizer, heads, texts, [y[-1:] == [eos] for y in responses])
+        result.append(ids)
+    return result
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+@dataclass
+class Evaluation:
+    """What a policy is measured on; the same in every run from one start."""
+
+    prompts: list[list[int]]  # ids: prompts of the training data, then held-out ones
+    texts: list[str]  # the same as strings
+    train: int  # so many of them are training prompts
+    baseline: list[list[int]] | None  # the golden policy's response to each, None where there is no golden policy
+    pairs: list[dict]  # preference pairs for the accuracy as a classifier
+
+
+def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
+    """Prompts and baseline responses stored with the golden policy; without them, a fixed head of the data.
+
+    pairs: the training pairs, which serve where there is no start. Distinct prompts, at most --eval-prompts of each kind.
+    """
+    limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
+    own = start_part(args, "d_golden")
+    if own and own != args.dataset:
+        pairs = load_pairs(own, tokenizer, *limits)
+    chosen_rows = pairs[: args.eval_prompts]
+    if args.baseline is None:
+        distinct = list({p["text"]: p for p in reversed(pairs)}.values())[::-1][: args.eval_prompts]
+        print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")
+        return Evaluation([p["prompt"] for p in distinct], [p["text"] for p in distinct], len(distinct), None, chosen_rows)
+    rows = load_rows(str(Path(args.baseline, "responses.jsonl")))
+    kinds = [[r for r in rows if r["split"] == split][: args.eval_prompts] for split in ("train", "test")]
+    rows = kinds[0] + kinds[1]
+    texts = [r["prompt"] for r in rows]
+    prompts, baseline, _ = encode(tokenizer, texts, [r["response"] for r in rows], [r["finished"] for r in rows])
+    return Evaluation(prompts, texts, len(kinds[0]), baseline, chosen_rows)
+
+
+def mean_stderr(values: torch.Tensor, clusters: list) -> tuple[float, float]:
+    """Mean of (N,) values and its standard error, values of one cluster (one prompt) counted as dependent."""
+    values, names = values.double().cpu(), {c: i for i, c in enumerate(dict.fromkeys(map(str, clusters)))}
+    index = torch.tensor([names[str(c)] for c in clusters])
+    mean, count = values.mean(), len(names)
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values - mean)
+    spread = sums.pow(2).sum() * count / max(count - 1, 1)
+    return mean.item(), spread.sqrt().item() / len(values)
+
+
+def wins(margins: torch.Tensor) -> torch.Tensor:
+    """(N,) 1 where the margin is positive, 0 where negative, one half for a tie."""
+    return (margins > 0).double() + 0.5 * (margins == 0).double()

@@ -1,0 +1,15 @@
+"""Makes what every script starts from: the embedded world, or your own model and data. See `python -m prepare --help`."""
+
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def finished_folder(path: str):
+    """A folder that appears under its name only when it is complete: written aside, renamed at the end."""
+    aside = Path(f"{path}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    aside.rename(path)

@@ -1,0 +1,190 @@
+"""Make a start, the folder that every script begins from: the embedded world, or your own model and preference data.
+
+    python -m prepare --out starts/reviews                                      the embedded world
+    python -m prepare --out starts/mine --model MODEL --dataset PAIRS ...       your own
+
+The roles are those of Tang et al. 2024, Figure 2. From d_initial/, the pairs as their raters labelled them, come
+sft/, the policy to start from; golden/, the preference model that from here on stands for the rater; d_golden/, the same
+pairs with golden's labels; proxy/, the preference model that learns from those and labels for the online scripts; and
+golden_policy/, online IPO with golden itself as the judge, and its stored responses: the opponent in every win rate.
+A stage that is there already is skipped, so an interrupted call is continued by repeating it.
+"""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from common import fail, generator, load_pairs, load_policy, load_rows, load_tokenizer, pick_device
+from ipo_online import sample
+from prepare import finished_folder
+
+
+@dataclass
+class Args:
+    out: str = "starts/reviews"
+    """folder to make"""
+    model: str | None = None
+    """causal language model, folder or Hub name (default: the embedded world's, untrained)"""
+    dataset: str | None = None
+    """preference pairs, file, folder or Hub name (default: the embedded world's)"""
+    golden_model: str | None = None
+    """model that the golden preference model starts from; better larger than --model (default: as --model)"""
+    form: Literal["pointwise", "pairwise"] = "pointwise"
+    """form of both preference models; pairwise, the paper's own, wants a pretrained model"""
+    seed: int = 1
+    """seed of the data, of every stage's order and of new weights; golden's differs from the proxy's"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes under autocast"""
+    max_prompt_tokens: int = 16
+    """longest prompt, in tokens"""
+    max_response_tokens: int = 33
+    """longest response, in tokens, the end token included"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """whether a row of the data that cannot be used ends the program or is left out and counted"""
+
+    sft_steps: int = 500
+    """gradient steps of supervised fine-tuning; 0 = the model is its own SFT"""
+    sft_learning_rate: float = 3e-3
+    """its highest learning rate"""
+    golden_steps: int = 1000
+    """gradient steps of the golden preference model; 0 = --golden-model is a preference model already"""
+    proxy_steps: int = 1000
+    """gradient steps of the proxy preference model, which starts from sft/"""
+    preference_learning_rate: float = 1e-3
+    """highest learning rate of both preference models"""
+    policy_steps: int = 400
+    """gradient steps of the golden policy"""
+    policy_learning_rate: float = 3e-4
+    """its learning rate"""
+    eval_prompts: int = 2048
+    """training prompts that the golden policy answers, and as many held-out ones, or what there is (paper: 2,048)"""
+    batch_size: int = 32
+    """pairs a step, in every stage"""
+
+
+def split_by_prompt(args: Args, seed: int) -> None:
+    """Write d_initial/: the usable rows of --dataset, 5 % of the prompts (at most 1,000) in test.jsonl, never trained on."""
+    rows = load_rows(args.dataset)
+    limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
+    pairs = load_pairs(args.dataset, load_tokenizer(args.model), *limits)
+    prompts = list(dict.fromkeys(pair["text"] for pair in pairs))
+    random.Random(seed).shuffle(prompts)
+    test = set(prompts[: min(1000, -(-len(prompts) // 20))])
+    if len(prompts) < 2:
+        fail(f"{args.dataset}: all usable rows have one prompt; at least two are needed, one of them to hold out")
+    with finished_folder(f"{args.out}/d_initial") as folder:
+        for split in ("train", "test"):
+            lines = [json.dumps(rows[p["row"]]) for p in pairs if (p["text"] in test) == (split == "test")]
+            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def store_responses(args: Args, run: Path) -> None:
+    """Write golden_policy/: the run's last policy, and its response at temperature 1 to training and held-out prompts."""
+    device = pick_device(args.device)
+    policy, tokenizer = load_policy(str(run / "policy"), device)
+    rows = []
+    for split in ("train", "test"):
+        limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
+        pairs = load_pairs(f"{args.out}/d_golden", tokenizer, *limits, split=split)
+        prompts = list({pair["text"]: pair["prompt"] for pair in pairs}.items())
+        random.Random(args.seed).shuffle(prompts)
+        prompts = prompts[: args.eval_prompts]
+        uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=generator(args.seed, split, "golden policy"))
+        for i in range(0, len(prompts), 64):
+            part = [ids for _, ids in prompts[i : i + 64]]
+            for (text, _), ids in zip(prompts[i : i + 64], sample(policy, part, uniforms[i : i + 64], tokenizer)):
+                finished = ids[-1:] == [tokenizer.eos_token_id]
+                response = tokenizer.decode(ids[:-1] if finished else ids)
+                rows.append({"split": split, "prompt": text, "response": response, "finished": finished})
+    with finished_folder(f"{args.out}/golden_policy") as folder:
+        (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        policy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    shutil.rmtree(run)
+
+
+def side_by_side(args: Args, **commands: list) -> None:
+    """Run the stages whose folder is not there yet as processes of their own, at once, sharing the cores."""
+    missing = {name: command for name, command in commands.items() if not Path(args.out, name).exists()}
+    began, processes = time.time(), {}
+    for line, (name, command) in enumerate(missing.items()):
+        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(missing))), "TQDM_POSITION": str(line)}
+        if not sys.stderr.isatty():
+            environment["TQDM_MININTERVAL"] = "20"
+        processes[name] = subprocess.Popen([sys.executable, *map(str, command)], env=environment | os.environ)
+    failed = [name for name, process in processes.items() if process.wait()]
+    if failed:
+        fail(f"{args.out}: {' and '.join(failed)} did not finish, see above; the same command goes on from there")
+    for name in commands:
+        print(f"{args.out}/{name}: " + (f"made in {time.time() - began:.0f} s" if name in missing else "there already"))
+
+
+def main(args: Args) -> None:
+    if (args.model is None) != (args.dataset is None):
+        fail("--model and --dataset go together: both, or neither for the embedded world")
+    out, embedded = Path(args.out), args.model is None
+    out.mkdir(parents=True, exist_ok=True)
+    asked, made = asdict(args), {}
+    if (out / "prepare.json").exists():
+        made = json.loads((out / "prepare.json").read_text())
+        changed = [f"--{name.replace('_', '-')} {made[name]}" for name in asked if name in made and made[name] != asked[name]]
+        if changed:
+            fail(f"{args.out} was begun with {' '.join(changed)}; repeat that, or choose another --out")
+    (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
+    if embedded:
+        print(f"{args.out}: the embedded world, about 3 minutes on 2 cores")
+    else:
+        steps = [args.sft_steps, args.golden_steps, args.proxy_steps, args.policy_steps]
+        print(f"{args.out}: {sum(steps)} steps in four stages; each shows the time it has left")
+
+    model = args.model or out / "untrained"
+    golden_model = args.golden_model or (out / "untrained_golden" if embedded else args.model)
+    shared = ["--device", args.device, "--max-prompt-tokens", args.max_prompt_tokens]
+    shared += ["--max-response-tokens", args.max_response_tokens, "--on-bad-row", args.on_bad_row]
+    training = [*shared, "--precision", args.precision, "--batch-size", args.batch_size]
+    train = ["-m", "prepare.preference_model", "train", *training, "--form", args.form]
+    train += ["--learning-rate", args.preference_learning_rate]
+
+    if embedded:
+        side_by_side(args, d_initial=["-m", "prepare.reviews", "--out", out, "--seed", args.seed])
+    elif not (out / "d_initial").exists():
+        split_by_prompt(args, args.seed)
+    data = ["--dataset", out / "d_initial"]
+    side_by_side(
+        args,
+        sft=["-m", "prepare.sft", "--model", model, *data, "--out", out / "sft", *training]
+        + ["--seed", args.seed, "--steps", args.sft_steps, "--learning-rate", args.sft_learning_rate],
+        golden=[*train, "--model", golden_model, *data, "--out", out / "golden"]
+        + ["--seed", args.seed + 1000, "--steps", args.golden_steps],
+    )
+    relabel = ["-m", "prepare.preference_model", "relabel", "--judge", out / "golden", *data]
+    side_by_side(args, d_golden=[*relabel, "--out", out / "d_golden", *shared])
+    run = out / "golden_policy.run"
+    if not (out / "golden_policy").exists():
+        shutil.rmtree(run, ignore_errors=True)
+    online = ["ipo_online.py", "--start", out, "--judge", out / "golden", "--out", run, *training, "--seed", args.seed]
+    online += ["--steps", args.policy_steps, "--eval-every", args.policy_steps, "--learning-rate", args.policy_learning_rate]
+    side_by_side(
+        args,
+        proxy=[*train, "--model", out / "sft", "--dataset", out / "d_golden", "--out", out / "proxy"]
+        + ["--seed", args.seed, "--steps", args.proxy_steps],
+        golden_policy=[*online, "--eval-prompts", 64, "--kl-prompts", 64],
+    )
+    if not (out / "golden_policy").exists():
+        store_responses(args, run)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

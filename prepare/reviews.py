@@ -1,0 +1,203 @@
+"""The embedded world: short reviews by writers of mixed skill, and a rater with a simple taste (docs/reviews.md).
+
+python -m prepare.reviews --out FOLDER writes ordinary preference data as JSON lines, FOLDER/d_initial, split by prompt
+into train.jsonl and test.jsonl, and two untrained models that know the world's words: FOLDER/untrained for the policy and
+the proxy, FOLDER/untrained_golden, about four times as large, for the golden preference model.
+"""
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import tyro
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from prepare import finished_folder
+
+MONTHS = "January February March April May June July August September October November December".split()
+# kind of thing: what is reviewed, its aspects, words of praise, words of complaint
+KINDS = {
+    "stay": (
+        "Hotel Hostel Guesthouse Campsite".split(),
+        "staff room bed breakfast view".split(),
+        "friendly quiet spotless cosy airy helpful restful charming".split(),
+        "rude noisy dirty damp cramped shabby draughty dingy".split(),
+    ),
+    "meal": (
+        "Bistro Diner Bakery Teahouse".split(),
+        "food service menu wine dessert".split(),
+        "tasty fresh generous fragrant tender juicy refined crisp".split(),
+        "bland greasy soggy burnt stingy salty stale watery".split(),
+    ),
+    "film": (
+        "Film Comedy Thriller Musical".split(),
+        "plot cast ending music dialogue".split(),
+        "gripping moving witty clever tense vivid haunting original".split(),
+        "dull clumsy shallow silly flat predictable hollow tedious".split(),
+    ),
+    "gadget": (
+        "Phone Laptop Camera Radio".split(),
+        "screen battery sound case keyboard".split(),
+        "sharp fast sturdy sleek bright precise light reliable".split(),
+        "fragile laggy bulky dim blurry flimsy faulty heavy".split(),
+    ),
+}
+KIND_OF = {item: kind for kind, (items, *_) in KINDS.items() for item in items}
+CONTENT = {word: kind for kind, (_, *lists) in KINDS.items() for words in lists for word in words}
+PLAIN = ["The", "It", "was", "and", "I", "loved", "hated", "it", "in"]
+MOST_WORDS = 32  # a longer review is cut there and has no end
+
+
+def all_prompts() -> list[str]:
+    """Every prompt: a thing, a month, and the two aspects that the review is to speak of (1,920 of them)."""
+    return [
+        f"{item} in {month}, {first} and {second}:"
+        for items, aspects, *_ in KINDS.values()
+        for item, month, (first, second) in product(items, MONTHS, combinations(aspects, 2))
+    ]
+
+
+def words_of(text: str) -> list[str]:
+    """A text cut as the tokenizer cuts it, without the spaces: words and punctuation marks."""
+    for mark in ".,:":
+        text = text.replace(mark, f" {mark} ")
+    return text.split()
+
+
+def text_of(words: list[str]) -> str:
+    """A response as a string: a space before every word and none before a full stop."""
+    return "".join(word if word in ".,:" else " " + word for word in words)
+
+
+def parts_of(prompt: str) -> tuple[str, tuple[str, str]]:
+    """(the kind of thing a prompt asks about, the two aspects it asks for)."""
+    item, _, _, _, first, _, second, _ = words_of(prompt)
+    return KIND_OF[item], (first, second)
+
+
+def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
+    """One review, (text, whether it has an end), by a writer whose mood and care differ from review to review.
+
+    A quarter of the reviews fail, in the ways that a policy drifts into when it is pushed: broken off, stuck in a phrase,
+    scrambled, trailing off in random words, never ending. A rater who has seen no such text would not mind it.
+    """
+    kind, asked = parts_of(prompt)
+    mood, care = rng.random(), rng.choice([0.8, 0.9, 1.0])
+
+    def adjective():
+        _, _, praise, complaints = KINDS[kind if rng.random() < care else rng.choice(list(KINDS))]
+        return rng.choice(praise if rng.random() < mood else complaints)
+
+    def sentence():
+        words = ["The", rng.choice(asked if rng.random() < care else KINDS[kind][1]), "was", adjective()]
+        while rng.random() < 0.4:
+            words += ["and", adjective()]
+        return words + ["."]
+
+    words = [word for _ in range(rng.choice([1, 2, 2, 3])) for word in sentence()]
+    if rng.random() < 0.6:
+        words += ["I", "loved" if rng.random() < mood else "hated", "it", "."]
+    failure = rng.random()
+    if failure < 0.08:
+        words = words[: rng.randint(1, 4)]
+    elif failure < 0.14:
+        start, length = rng.randrange(len(words) - 2), rng.randint(1, 4)
+        words = words[: start + length] + words[start : start + length] * 2 + words[start + length :]
+    elif failure < 0.20:
+        rng.shuffle(words)
+    elif failure < 0.24:
+        words += rng.choices(PLAIN + list(CONTENT), k=rng.randint(3, 12))
+    elif failure < 0.28:
+        while len(words) <= MOST_WORDS:
+            words += sentence()
+    return text_of(words[:MOST_WORDS]), len(words) < MOST_WORDS
+
+
+def taste(prompt: str, response: str, finished: bool) -> float:
+    """The rater's exact rule, in points: praise in words that fit the thing, each once, on what was asked, and an end.
+
+    +1 each distinct word of praise of the thing's kind, -1 each word of complaint, -1 each repetition of a content word,
+    -0.5 each content word of another kind, +0.5 each asked aspect that is mentioned, +0.5 loved, -0.5 hated, -1.5 no end.
+    """
+    kind, asked = parts_of(prompt)
+    _, _, praise, complaints = KINDS[kind]
+    words = words_of(response)
+    content = [word for word in words if word in CONTENT]
+    points = sum(word in content for word in praise) - sum(word in complaints for word in content)
+    points -= len(content) - len(set(content)) + 0.5 * sum(CONTENT[word] != kind for word in content)
+    points += 0.5 * sum(aspect in content for aspect in asked)
+    points += 0.5 * ("loved" in words) - 0.5 * ("hated" in words)
+    return points - 1.5 * (not finished)
+
+
+def pair(prompt: str, rng: random.Random) -> dict:
+    """One row of preference data: two reviews in the order a noisy rater puts them, P(y1 > y2) = sigmoid(taste difference)."""
+    first, second = write(prompt, rng), write(prompt, rng)
+    if rng.random() > 1 / (1 + math.exp(taste(prompt, *second) - taste(prompt, *first))):
+        first, second = second, first
+    row = {"prompt": prompt}
+    for name, (text, finished) in (("chosen", first), ("rejected", second)):
+        row |= {name: text, f"{name}_finished": finished, f"{name}_taste": taste(prompt, text, finished)}
+    return row
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word of the world, with the space before it; decoding gives back the text to the letter."""
+    first_words = [*KIND_OF, *(f" {word}" for word in [*PLAIN, *MONTHS, *CONTENT])]
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", ".", ",", ":", *first_words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[.,:]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+
+
+def untrained_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, seed: int) -> LlamaForCausalLM:
+    """A small Llama with random weights."""
+    set_seed(seed)
+    heads = {"num_attention_heads": width // 16, "num_key_value_heads": width // 16, "intermediate_size": 3 * width}
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    size = {"hidden_size": width, "num_hidden_layers": layers, "max_position_embeddings": 128, "bos_token_id": None}
+    return LlamaForCausalLM(LlamaConfig(**heads, **ids, **size, tie_word_embeddings=True))
+
+
+@dataclass
+class Args:
+    out: str = "starts/reviews"
+    """folder to write d_initial/, untrained/ and untrained_golden/ into"""
+    seed: int = 1
+    """seed of the reviews, the rater's noise and the untrained weights"""
+    pairs: int = 32_000
+    """pairs of reviews of training prompts"""
+    test_pairs: int = 2_000
+    """pairs of reviews of held-out prompts"""
+    test_share: float = 0.15
+    """share of the prompts that is held out"""
+    width: int = 64
+    """width of the untrained policy; the golden model is twice as wide"""
+
+
+def main(args: Args) -> None:
+    rng = random.Random(args.seed)
+    prompts = all_prompts()
+    rng.shuffle(prompts)
+    held_out = int(len(prompts) * args.test_share)
+    with finished_folder(f"{args.out}/d_initial") as folder:
+        for split, some, count in (
+            ("train", prompts[held_out:], args.pairs),
+            ("test", prompts[:held_out], args.test_pairs),
+        ):
+            rows = (json.dumps(pair(rng.choice(some), rng)) for _ in range(count))
+            (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+    tokenizer = build_tokenizer()
+    for name, width, seed in (("untrained", args.width, args.seed), ("untrained_golden", 2 * args.width, args.seed + 1000)):
+        with finished_folder(f"{args.out}/{name}") as folder:
+            untrained_model(tokenizer, width, 2, seed).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

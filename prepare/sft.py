@@ -1,0 +1,75 @@
+"""Supervised fine-tuning on both responses of every pair: the policy that all alignment runs start from and stay close to.
+
+The paper trains one such model on chosen and rejected responses alike: it is to cover the data, not to be good
+(Tang et al. 2024, Section 4). With --steps 0 the model is its own SFT and is copied as it is.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import transformers
+import tyro
+from tqdm import tqdm
+
+from common import batch_order, collate, load_pairs, load_policy, pick_device
+from ipo_offline import sequence_logprob
+from prepare import finished_folder
+
+
+@dataclass
+class Args:
+    model: str
+    """a causal language model: folder or Hub name"""
+    dataset: str
+    """preference pairs: file, folder or Hub name"""
+    out: str
+    """folder to write the model and its tokenizer to"""
+    seed: int = 1
+    """seed of the order of the data"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
+    steps: int = 500
+    """gradient steps; 0 copies the model as it is (paper: 4,000)"""
+    batch_size: int = 32
+    """pairs a step, two texts each (paper: 128 texts)"""
+    learning_rate: float = 3e-3
+    """highest learning rate of AdamW, warmed up over 5 % of the steps, then falling as a cosine (paper: 3e-5)"""
+    max_prompt_tokens: int = 16
+    """longest prompt, in tokens (paper: 1,024)"""
+    max_response_tokens: int = 33
+    """longest response, in tokens, the end token included (paper: 128)"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes under autocast"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """whether a row that cannot be used ends the program or is left out and counted"""
+
+
+def main(args: Args) -> None:
+    device = pick_device(args.device)
+    model, tokenizer = load_policy(args.model, device)
+    pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
+
+    with finished_folder(args.out) as folder:
+        bar = tqdm(batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist(), desc="sft", unit="step")
+        for indices in bar:
+            rows = [pairs[i] for i in indices]
+            responses = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
+            batch = collate([row["prompt"] for row in rows] * 2, responses, tokenizer, device)
+            with autocast:
+                loss = -sequence_logprob(model, batch).sum() / batch.response_mask.sum()  # nats a token
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            bar.set_postfix(loss=loss.item(), refresh=False)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
