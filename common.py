@@ -30,21 +30,26 @@ def fail(message: str) -> NoReturn:
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
-def check_args(args) -> None:
-    """Check every field of a script's Args against its range, then fill what was left open from the start.
-
-    Counts are at least 1, rates above 0 and finite, --max-grad-norm at least 0 (0 = no clipping). --model, --dataset,
-    --golden, --baseline and --judge default to the parts of the start; a golden or baseline that it lacks stays None.
-    If the default start does not exist yet, it is prepared first.
-    """
+def check_ranges(args, zero: tuple[str, ...]) -> None:
+    """End the program where a count is below 1, or a rate not above 0 and finite; fields named in `zero` may be 0 too."""
     for field in fields(args):
-        value, flag = getattr(args, field.name), "--" + field.name.replace("_", "-")
-        if type(value) is int and field.name != "seed" and value < 1:
-            fail(f"{flag} {value}: must be at least 1")
-        if type(value) is float and not (math.isfinite(value) and value >= 0):
-            fail(f"{flag} {value}: must be a finite number, 0 or more")
-        if value == 0 and field.name in ("learning_rate", "beta"):
-            fail(f"{flag} {value}: must be above 0")
+        value, least = getattr(args, field.name), 0 if field.name in zero else 1
+        if type(value) is int and value < least:
+            fail(f"--{field.name.replace('_', '-')} {value}: must be at least {least}")
+        if type(value) is float and not (math.isfinite(value) and value >= 0 and (value or field.name in zero)):
+            fail(
+                f"--{field.name.replace('_', '-')} {value}: must be a finite number "
+                + ("above 0" if least else "of 0 or more")
+            )
+
+
+def check_args(args) -> None:
+    """Check a script's Args, then fill what was left open from the start.
+
+    --model, --dataset, --golden, --baseline and --judge default to the parts of the start; a golden or baseline that it lacks
+    stays None. If the default start does not exist yet, it is prepared first.
+    """
+    check_ranges(args, zero=("seed", "max_grad_norm"))
     required = [name for name in ("model", "dataset", "judge") if hasattr(args, name)]
     if args.start is None and any(getattr(args, name) is None for name in required):
         args.start = DEFAULT_START
@@ -70,17 +75,18 @@ def start_part(args, name: str) -> str | None:
 
 
 def pick_device(name: str) -> str:
-    """"auto" is cuda where there is one, else cpu; any other name is checked."""
+    """The device to run on; "auto" is cuda where there is one, else cpu."""
     if name.startswith("cuda") and not torch.cuda.is_available():
         fail(f"--device {name}: no GPU can be used here; use --device cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def describe_run(args) -> dict:
-    """The fields of Args, flat, with the git revision of the code and the versions of the libraries: args.json."""
+    """args.json: the fields of Args, flat, with the script's name, the git revision and the versions of the libraries."""
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
-    return {**asdict(args), **versions, "threads": torch.get_num_threads(), "git_revision": git.stdout.strip() or None}
+    versions["git_revision"] = git.stdout.strip() or None
+    return {"script": Path(sys.argv[0]).stem, **asdict(args), **versions, "threads": torch.get_num_threads()}
 
 
 def generator(*key) -> torch.Generator:
@@ -100,7 +106,7 @@ def batch_order(rows: int, batch_size: int, steps: int, seed: int, shuffle: str 
     """
     window = {"all": rows, "none": 1}.get(shuffle) or shuffle * batch_size
     order = []
-    for epoch in range(math.ceil(steps * batch_size / rows)):
+    for epoch in range(max(1, math.ceil(steps * batch_size / rows))):
         random = generator(seed, epoch, "order")
         for first in range(0, rows, window):
             order.append(first + torch.randperm(min(window, rows - first), generator=random))
@@ -197,6 +203,17 @@ def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[b
     for i in alone:
         tails[i] = tokenizer(responses[i], add_special_tokens=False).input_ids
     return heads, [t + [tokenizer.eos_token_id] * done for t, done in zip(tails, finished)], len(alone)
+
+
+def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]]) -> tuple[list[str], list[bool]]:
+    """Responses as text, without special tokens, and whether each has its end token: the inverse of `encode`.
+
+    Decoded behind their prompts, because many tokenizers swallow the space at the start of a text.
+    """
+    heads = tokenizer.batch_decode(prompts, skip_special_tokens=True)
+    wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], skip_special_tokens=True)
+    finished = [y[-1:] == [tokenizer.eos_token_id] for y in responses]
+    return [whole[len(head) :] for head, whole in zip(heads, wholes)], finished
 
 
 def load_pairs(
@@ -333,26 +350,16 @@ def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tens
     the paper). Each distinct sequence is scored once and in one order of sequences, so that identical responses are a tie
     of exactly 0 and margin(y1, y2) == -margin(y2, y1).
     """
-    if judge.reader is not None:
-        prompts, first, second = reread(judge, prompts, first, second)
+    if judge.reader is not None:  # another tokenizer: the same texts in the judge's own ids
+        heads = judge.reader.batch_decode(prompts, skip_special_tokens=True)
+        first, second = (encode(judge.tokenizer, heads, *decode(judge.reader, prompts, y)) for y in (first, second))
+        prompts, first, second = first[0], first[1], second[1]
     both = judge_sequences(judge.form, judge.tokenizer.eos_token_id, prompts, first, second)
     distinct = sorted({tuple(s) for s in both[0] + both[1]}, key=lambda s: (len(s), s))
     chunks = [score(judge.model, list(map(list, distinct[i : i + 128]))) for i in range(0, len(distinct), 128)]
     values = torch.cat(chunks).cpu()
     values = dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
     return torch.tensor([values[tuple(a)] - values[tuple(b)] for a, b in zip(*both)])
-
-
-def reread(judge: Judge, prompts: list, first: list, second: list) -> list[list]:
-    """The same texts in the ids of the judge's own tokenizer."""
-    reader, eos = judge.reader, judge.reader.eos_token_id
-    heads = reader.batch_decode(prompts, skip_special_tokens=True)
-    result = [None]
-    for responses in (first, second):
-        texts = [t[len(h) :] for t, h in zip(reader.batch_decode([x + y for x, y in zip(prompts, responses)], True), heads)]
-        result[0], ids, _ = encode(judge.tokenizer, heads, texts, [y[-1:] == [eos] for y in responses])
-        result.append(ids)
-    return result
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation

@@ -5,7 +5,6 @@ Copy this file and common.py into a project of your own and change what you like
 """
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from common import (
     batch_order,
     check_args,
     collate,
+    decode,
     describe_run,
     fail,
     generator,
@@ -67,7 +67,7 @@ class Args:
     """gradient steps (paper: 4,000)"""
     batch_size: int = 32
     """preference pairs a step, over all devices (paper: 32)"""
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     """constant learning rate of AdamW, no weight decay (paper: 1e-5 for a 770M-parameter T5)"""
     beta: float = 0.1
     """strength of the pull towards the reference: the log-ratio margin is drawn to 1 / (2 beta) nats (paper: 0.1)"""
@@ -171,9 +171,8 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
         part = slice(i, min(i + width, args.kl_prompts, evaluation.train))
         kls.append(kl_to_sft(policy, reference, collate(prompts[part], responses[part], tokenizer, args.device)))
     kl, kl_stderr = mean_stderr(torch.cat(kls), evaluation.texts[: min(args.kl_prompts, evaluation.train)])
-    row = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": "sft" if evaluation.baseline is None else "golden_policy"}
-
-    verdicts = {}
+    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr}, {}
+    row["baseline"] = "sft" if evaluation.baseline is None else "golden_policy"
     for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
         if judge is not None:
@@ -191,10 +190,9 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
         h.append(chosen - rejected)
     row["accuracy"] = wins(torch.cat(h)).mean().item()
 
-    finished = [response[-1:] == [tokenizer.eos_token_id] for response in responses]
+    words, finished = decode(tokenizer, prompts, responses)
     row["response_length"] = sum(map(len, responses)) / count
     row["finished"] = sum(finished) / count
-    words = tokenizer.batch_decode([r[:-1] if done else r for r, done in zip(responses, finished)])
     row["samples"] = [prompt + response for prompt, response in zip(evaluation.texts[:3], words)]
     columns = {"prompt": evaluation.texts, "response": words, "finished": finished}
     columns |= {f"{name}_margin": values.tolist() for name, values in verdicts.items()}

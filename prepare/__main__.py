@@ -11,11 +11,8 @@ A stage that is there already is skipped, so an interrupted call is continued by
 """
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +21,10 @@ from typing import Literal
 import torch
 import tyro
 
-from common import fail, generator, load_pairs, load_policy, load_rows, load_tokenizer, pick_device
-from ipo_online import sample
-from prepare import finished_folder
+import ipo_online
+from common import check_ranges, decode, fail, generator, load_pairs, load_policy, load_rows, load_tokenizer, pick_device
+from prepare import finished_folder, reviews, sft
+from prepare.preference_model import Relabel, Train, relabel, train
 
 
 @dataclass
@@ -54,19 +52,21 @@ class Args:
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row of the data that cannot be used ends the program or is left out and counted"""
 
+    pairs: int = reviews.Args.pairs
+    """pairs in the embedded world, a tenth as many held out"""
     sft_steps: int = 500
     """gradient steps of supervised fine-tuning; 0 = the model is its own SFT"""
     sft_learning_rate: float = 3e-3
     """its highest learning rate"""
-    golden_steps: int = 1000
-    """gradient steps of the golden preference model; 0 = --golden-model is a preference model already"""
-    proxy_steps: int = 1000
+    golden_steps: int = 800
+    """gradient steps of the golden preference model; 0 = --golden-model is one already"""
+    proxy_steps: int = 800
     """gradient steps of the proxy preference model, which starts from sft/"""
     preference_learning_rate: float = 1e-3
     """highest learning rate of both preference models"""
-    policy_steps: int = 400
+    policy_steps: int = ipo_online.Args.steps
     """gradient steps of the golden policy"""
-    policy_learning_rate: float = 3e-4
+    policy_learning_rate: float = ipo_online.Args.learning_rate
     """its learning rate"""
     eval_prompts: int = 2048
     """training prompts that the golden policy answers, and as many held-out ones, or what there is (paper: 2,048)"""
@@ -103,11 +103,10 @@ def store_responses(args: Args, run: Path) -> None:
         prompts = prompts[: args.eval_prompts]
         uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=generator(args.seed, split, "golden policy"))
         for i in range(0, len(prompts), 64):
-            part = [ids for _, ids in prompts[i : i + 64]]
-            for (text, _), ids in zip(prompts[i : i + 64], sample(policy, part, uniforms[i : i + 64], tokenizer)):
-                finished = ids[-1:] == [tokenizer.eos_token_id]
-                response = tokenizer.decode(ids[:-1] if finished else ids)
-                rows.append({"split": split, "prompt": text, "response": response, "finished": finished})
+            texts, part = zip(*prompts[i : i + 64])
+            samples = decode(tokenizer, part, ipo_online.sample(policy, part, uniforms[i : i + 64], tokenizer))
+            for prompt, response, finished in zip(texts, *samples):
+                rows.append({"split": split, "prompt": prompt, "response": response, "finished": finished})
     with finished_folder(f"{args.out}/golden_policy") as folder:
         (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         policy.save_pretrained(folder)
@@ -115,28 +114,12 @@ def store_responses(args: Args, run: Path) -> None:
     shutil.rmtree(run)
 
 
-def side_by_side(args: Args, **commands: list) -> None:
-    """Run the stages whose folder is not there yet as processes of their own, at once, sharing the cores."""
-    missing = {name: command for name, command in commands.items() if not Path(args.out, name).exists()}
-    began, processes = time.time(), {}
-    for line, (name, command) in enumerate(missing.items()):
-        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(missing))), "TQDM_POSITION": str(line)}
-        if not sys.stderr.isatty():
-            environment["TQDM_MININTERVAL"] = "20"
-        processes[name] = subprocess.Popen([sys.executable, *map(str, command)], env=environment | os.environ)
-    failed = [name for name, process in processes.items() if process.wait()]
-    if failed:
-        fail(f"{args.out}: {' and '.join(failed)} did not finish, see above; the same command goes on from there")
-    for name in commands:
-        print(f"{args.out}/{name}: " + (f"made in {time.time() - began:.0f} s" if name in missing else "there already"))
-
-
 def main(args: Args) -> None:
+    check_ranges(args, zero=("seed", "sft_steps", "golden_steps", "proxy_steps"))
     if (args.model is None) != (args.dataset is None):
         fail("--model and --dataset go together: both, or neither for the embedded world")
-    out, embedded = Path(args.out), args.model is None
+    out, embedded, asked = Path(args.out), args.model is None, asdict(args)
     out.mkdir(parents=True, exist_ok=True)
-    asked, made = asdict(args), {}
     if (out / "prepare.json").exists():
         made = json.loads((out / "prepare.json").read_text())
         changed = [f"--{name.replace('_', '-')} {made[name]}" for name in asked if name in made and made[name] != asked[name]]
@@ -146,44 +129,48 @@ def main(args: Args) -> None:
     if embedded:
         print(f"{args.out}: the embedded world, about 3 minutes on 2 cores")
     else:
-        steps = [args.sft_steps, args.golden_steps, args.proxy_steps, args.policy_steps]
-        print(f"{args.out}: {sum(steps)} steps in four stages; each shows the time it has left")
+        steps = args.sft_steps + args.golden_steps + args.proxy_steps + args.policy_steps
+        print(f"{args.out}: {steps} gradient steps in four stages; each shows the time it has left")
 
-    model = args.model or out / "untrained"
-    golden_model = args.golden_model or (out / "untrained_golden" if embedded else args.model)
-    shared = ["--device", args.device, "--max-prompt-tokens", args.max_prompt_tokens]
-    shared += ["--max-response-tokens", args.max_response_tokens, "--on-bad-row", args.on_bad_row]
-    training = [*shared, "--precision", args.precision, "--batch-size", args.batch_size]
-    train = ["-m", "prepare.preference_model", "train", *training, "--form", args.form]
-    train += ["--learning-rate", args.preference_learning_rate]
+    model = args.model or f"{out}/untrained"
+    golden_model = args.golden_model or (f"{out}/untrained_golden" if embedded else args.model)
+    limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_response_tokens": args.max_response_tokens}
+    shared = {"device": args.device, "on_bad_row": args.on_bad_row, **limits}
+    training = {"batch_size": args.batch_size, "precision": args.precision, **shared}
+    judging = {"form": args.form, "learning_rate": args.preference_learning_rate, **training}
+    initial, relabelled, run = f"{out}/d_initial", f"{out}/d_golden", out / "golden_policy.run"
 
-    if embedded:
-        side_by_side(args, d_initial=["-m", "prepare.reviews", "--out", out, "--seed", args.seed])
-    elif not (out / "d_initial").exists():
-        split_by_prompt(args, args.seed)
-    data = ["--dataset", out / "d_initial"]
-    side_by_side(
-        args,
-        sft=["-m", "prepare.sft", "--model", model, *data, "--out", out / "sft", *training]
-        + ["--seed", args.seed, "--steps", args.sft_steps, "--learning-rate", args.sft_learning_rate],
-        golden=[*train, "--model", golden_model, *data, "--out", out / "golden"]
-        + ["--seed", args.seed + 1000, "--steps", args.golden_steps],
-    )
-    relabel = ["-m", "prepare.preference_model", "relabel", "--judge", out / "golden", *data]
-    side_by_side(args, d_golden=[*relabel, "--out", out / "d_golden", *shared])
-    run = out / "golden_policy.run"
-    if not (out / "golden_policy").exists():
+    def train_golden_policy():
         shutil.rmtree(run, ignore_errors=True)
-    online = ["ipo_online.py", "--start", out, "--judge", out / "golden", "--out", run, *training, "--seed", args.seed]
-    online += ["--steps", args.policy_steps, "--eval-every", args.policy_steps, "--learning-rate", args.policy_learning_rate]
-    side_by_side(
-        args,
-        proxy=[*train, "--model", out / "sft", "--dataset", out / "d_golden", "--out", out / "proxy"]
-        + ["--seed", args.seed, "--steps", args.proxy_steps],
-        golden_policy=[*online, "--eval-prompts", 64, "--kl-prompts", 64],
-    )
-    if not (out / "golden_policy").exists():
+        few = {"eval_every": args.policy_steps, "eval_prompts": 64, "kl_prompts": 64}
+        rates = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate, "seed": args.seed}
+        golden = {"start": args.out, "judge": f"{out}/golden", "golden": f"{out}/golden", "out": str(run)}
+        ipo_online.main(ipo_online.Args(**golden, **rates, **few, **training))
         store_responses(args, run)
+
+    stages = {
+        "d_initial": lambda: (
+            reviews.main(reviews.Args(args.out, args.seed, args.pairs)) if embedded else split_by_prompt(args, args.seed)
+        ),
+        "sft": lambda: sft.main(
+            sft.Args(
+                model, initial, f"{out}/sft", args.seed, steps=args.sft_steps, learning_rate=args.sft_learning_rate, **training
+            )
+        ),
+        "golden": lambda: train(
+            Train(golden_model, initial, f"{out}/golden", seed=args.seed + 1000, steps=args.golden_steps, **judging)
+        ),
+        "d_golden": lambda: relabel(Relabel(f"{out}/golden", initial, relabelled, **shared)),
+        "proxy": lambda: train(
+            Train(f"{out}/sft", relabelled, f"{out}/proxy", seed=args.seed, steps=args.proxy_steps, **judging)
+        ),
+        "golden_policy": train_golden_policy,
+    }
+    for name, make in stages.items():
+        began, missing = time.time(), not (out / name).exists()
+        if missing:
+            make()
+        print(f"{out}/{name}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
 
 
 if __name__ == "__main__":

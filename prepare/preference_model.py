@@ -22,6 +22,7 @@ from tqdm import tqdm
 from common import (
     Judge,
     batch_order,
+    check_ranges,
     fail,
     first_line,
     generator,
@@ -108,6 +109,7 @@ def agreement(judge: Judge, pairs: list[dict]) -> dict:
 
 
 def train(args: Train) -> None:
+    check_ranges(args, zero=("seed", "steps"))
     device, tokenizer = pick_device(args.device), load_tokenizer(args.model)
     transformers.set_seed(args.seed)  # the new score's weights
     try:
@@ -164,6 +166,7 @@ def relabelled(row: dict, value: float) -> dict:
 
 
 def relabel(args: Relabel) -> None:
+    check_ranges(args, zero=())
     device, tokenizer = pick_device(args.device), load_tokenizer(args.judge)
     judge = load_judge(args.judge, tokenizer, device)
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row

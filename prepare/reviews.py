@@ -15,6 +15,7 @@ import tyro
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
+from common import check_ranges
 from prepare import finished_folder
 
 MONTHS = "January February March April May June July August September October November December".split()
@@ -47,6 +48,7 @@ KINDS = {
 }
 KIND_OF = {item: kind for kind, (items, *_) in KINDS.items() for item in items}
 CONTENT = {word: kind for kind, (_, *lists) in KINDS.items() for words in lists for word in words}
+ADJECTIVES = {word for _, _, *lists in KINDS.values() for words in lists for word in words}
 PLAIN = ["The", "It", "was", "and", "I", "loved", "hated", "it", "in"]
 MOST_WORDS = 32  # a longer review is cut there and has no end
 
@@ -117,24 +119,25 @@ def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
 
 
 def taste(prompt: str, response: str, finished: bool) -> float:
-    """The rater's exact rule, in points: praise in words that fit the thing, each once, on what was asked, and an end.
+    """The rater's exact rule, in points: praise that fits the thing, in few words, without stammering, and with an end.
 
-    +1 each distinct word of praise of the thing's kind, -1 each word of complaint, -1 each repetition of a content word,
-    -0.5 each content word of another kind, +0.5 each asked aspect that is mentioned, +0.5 loved, -0.5 hated, -1.5 no end.
+    +1 each word of praise of the thing's kind, -1 each word of complaint of its kind, -2 each adjective that its sentence has
+    already, -0.5 each word of another kind, +0.5 loved, -0.5 hated, -0.1 each word or mark, -1.5 no end.
     """
-    kind, asked = parts_of(prompt)
+    kind, _ = parts_of(prompt)
     _, _, praise, complaints = KINDS[kind]
     words = words_of(response)
-    content = [word for word in words if word in CONTENT]
-    points = sum(word in content for word in praise) - sum(word in complaints for word in content)
-    points -= len(content) - len(set(content)) + 0.5 * sum(CONTENT[word] != kind for word in content)
-    points += 0.5 * sum(aspect in content for aspect in asked)
+    points = sum(word in praise for word in words) - sum(word in complaints for word in words)
+    for sentence in response.split("."):
+        adjectives = [word for word in words_of(sentence) if word in ADJECTIVES]
+        points -= 2 * (len(adjectives) - len(set(adjectives)))
+    points -= 0.5 * sum(CONTENT.get(word, kind) != kind for word in words)
     points += 0.5 * ("loved" in words) - 0.5 * ("hated" in words)
-    return points - 1.5 * (not finished)
+    return points - 0.1 * len(words) - 1.5 * (not finished)
 
 
 def pair(prompt: str, rng: random.Random) -> dict:
-    """One row of preference data: two reviews in the order a noisy rater puts them, P(y1 > y2) = sigmoid(taste difference)."""
+    """One row of preference data: two reviews as a noisy rater orders them, P(y1 > y2) = sigmoid(2 x difference in taste)."""
     first, second = write(prompt, rng), write(prompt, rng)
     if rng.random() > 1 / (1 + math.exp(taste(prompt, *second) - taste(prompt, *first))):
         first, second = second, first
@@ -170,10 +173,8 @@ class Args:
     """folder to write d_initial/, untrained/ and untrained_golden/ into"""
     seed: int = 1
     """seed of the reviews, the rater's noise and the untrained weights"""
-    pairs: int = 32_000
-    """pairs of reviews of training prompts"""
-    test_pairs: int = 2_000
-    """pairs of reviews of held-out prompts"""
+    pairs: int = 24_000
+    """pairs of reviews of training prompts; a tenth as many of held-out prompts"""
     test_share: float = 0.15
     """share of the prompts that is held out"""
     width: int = 64
@@ -181,6 +182,7 @@ class Args:
 
 
 def main(args: Args) -> None:
+    check_ranges(args, zero=("seed",))
     rng = random.Random(args.seed)
     prompts = all_prompts()
     rng.shuffle(prompts)
@@ -188,7 +190,7 @@ def main(args: Args) -> None:
     with finished_folder(f"{args.out}/d_initial") as folder:
         for split, some, count in (
             ("train", prompts[held_out:], args.pairs),
-            ("test", prompts[:held_out], args.test_pairs),
+            ("test", prompts[:held_out], args.pairs // 10),
         ):
             rows = (json.dumps(pair(rng.choice(some), rng)) for _ in range(count))
             (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")

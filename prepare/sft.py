@@ -12,7 +12,7 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from common import batch_order, collate, load_pairs, load_policy, pick_device
+from common import batch_order, check_ranges, collate, load_pairs, load_policy, pick_device
 from ipo_offline import sequence_logprob
 from prepare import finished_folder
 
@@ -46,6 +46,7 @@ class Args:
 
 
 def main(args: Args) -> None:
+    check_ranges(args, zero=("seed", "steps"))
     device = pick_device(args.device)
     model, tokenizer = load_policy(args.model, device)
     pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)

@@ -1,0 +1,25 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test
+
+# From a fresh clone to the picture: the embedded world, both runs side by side, KL against win rate.
+demo: .venv/installed
+	$(PY) -m prepare --out starts/reviews
+	rm -rf runs/demo
+	export OMP_NUM_THREADS=1; \
+	TQDM_POSITION=1 $(PY) ipo_offline.py --out runs/demo/ipo_offline & offline=$$!; \
+	$(PY) ipo_online.py --out runs/demo/ipo_online; online=$$?; wait $$offline && exit $$online
+	$(PY) -m paper frontier runs/demo/ipo_offline runs/demo/ipo_online --out runs/demo/frontier
+
+test: .venv/installed-test
+	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-test: requirements-test.txt .venv/installed
+	$(PY) -m pip install --quiet -r requirements-test.txt
+	touch $@

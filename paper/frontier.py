@@ -1,0 +1,128 @@
+"""The frontier: KL(policy || sft) on a log axis against the win rate over the golden policy, one curve a run (Figure 1)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from common import fail, load_rows, mean_stderr, wins
+from prepare.reviews import MONTHS, taste
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+COLORS = {"online": "#c2410c", "offline": "#1d4ed8", "hybrid": "#15803d"}
+NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2"}
+MARKERS = {"ipo": "o", "dpo": "s", "slic": "^", "bo2": "D"}
+
+
+@dataclass
+class Args:
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """folders of runs"""
+    out: str = "frontier"
+    """picture to write, without its ending: OUT.png and OUT.svg"""
+    title: str = "Same loss, same start, same budget: only the data differ"
+    """line above the picture"""
+
+
+def load_run(folder: str) -> tuple[dict, list[dict]]:
+    """(args.json, the rows of evals.jsonl) of a run."""
+    try:
+        args = json.loads(Path(folder, "args.json").read_text())
+        evals = [json.loads(line) for line in Path(folder, "evals.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        fail(f"{folder}: not the folder of a run ({error})")
+    if not evals or evals[0]["win_rate"] is None:
+        fail(f"{folder}: has no win rate to draw; a run needs a golden preference model (--golden)")
+    return args, evals
+
+
+def rule_win_rate(folder: str, args: dict, row: dict) -> tuple[float, float] | None:
+    """(win rate, standard error) by the embedded world's exact rule, None elsewhere: the verdict behind the verdicts."""
+    rows = load_rows(str(Path(folder, "responses", f"{row['step']}.jsonl")))
+    if row["baseline"] == "sft" or not any(f" in {month}, " in rows[0]["prompt"] for month in MONTHS):
+        return None
+    stored = load_rows(str(Path(args["baseline"], "responses.jsonl")))
+    baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored if r["split"] == "train"}
+    rows = [r for r in rows if r["prompt"] in baseline]
+    margins = [taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]
+    return mean_stderr(wins(torch.tensor(margins)), [r["prompt"] for r in rows])
+
+
+def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
+    """Write the picture."""
+    plt.rcParams.update({"font.size": 13, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    count = {}
+    for run, evals in runs:
+        loss, _, mode = run["script"].partition("_")
+        count[loss, mode] = count.get((loss, mode), 0) + 1
+        rows = [row for row in evals if row["kl"] > 0]
+        label = f"{mode} {NAMES.get(loss, loss)}" if count[loss, mode] == 1 else None
+        axes.errorbar(
+            [row["kl"] for row in rows],
+            [row["win_rate"] for row in rows],
+            [row["win_rate_stderr"] for row in rows],
+            [row["kl_stderr"] for row in rows],
+            color=COLORS.get(mode, "black"),
+            marker=MARKERS.get(loss, "o"),
+            markersize=5,
+            linewidth=1.6,
+            elinewidth=0.7,
+            alpha=0.9 if len(runs) <= 2 else 0.7,
+            label=label,
+        )
+    sft = [row["win_rate"] for _, evals in runs for row in evals if row["step"] == 0]
+    axes.axhline(sum(sft) / len(sft), color="grey", linestyle="--", linewidth=1.2, label="SFT")
+    if any(row["baseline"] == "golden_policy" for _, evals in runs for row in evals):
+        opponent = "golden policy"
+        axes.axhline(0.5, color="grey", linestyle=":", linewidth=1.2, label="golden policy (parity)")
+    else:
+        opponent = "SFT"
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.8)))
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.8)))
+    axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")
+    axes.set_ylabel(f"win rate against the {opponent}")
+    axes.set_title(args.title, fontsize=13, loc="left")
+    axes.legend(frameon=False, loc="upper left")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(f"{args.out}.{ending}", dpi=160)
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    if not args.runs:
+        fail("name at least one run's folder")
+    runs = [load_run(folder) for folder in args.runs]
+    draw(runs, args)
+    table = Table(title="last evaluation of each run, and the best: mean ± standard error over prompts", title_justify="left")
+    columns = ("script", "seed", "beta", "step", "KL, nats", "win rate", "held out", "proxy's", "rule's", "accuracy", "best")
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    pm = "{:.3f} ± {:.3f}".format
+    for folder, (run, evals) in zip(args.runs, runs):
+        last, best = evals[-1], max(evals, key=lambda row: row["win_rate"])
+        rule = rule_win_rate(folder, run, last)
+        table.add_row(
+            run["script"],
+            str(run["seed"]),
+            f"{run['beta']:g}",
+            str(last["step"]),
+            "{:.2f} ± {:.2f}".format(last["kl"], last["kl_stderr"]),
+            pm(last["win_rate"], last["win_rate_stderr"]),
+            "-" if last["win_rate_heldout"] is None else pm(last["win_rate_heldout"], last["win_rate_heldout_stderr"]),
+            "-" if last["proxy_win_rate"] is None else pm(last["proxy_win_rate"], last["proxy_win_rate_stderr"]),
+            "-" if rule is None else pm(*rule),
+            f"{last['accuracy']:.3f}",
+            f"{best['win_rate']:.3f} at {best['kl']:.2f} nats",
+        )
+    Console(width=150, soft_wrap=True).print(table)
+    print(f"wrote {args.out}.png and {args.out}.svg")

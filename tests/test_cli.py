@@ -1,0 +1,221 @@
+"""Every command of the README in miniature, as a reader calls it."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from common import load_evaluation, load_pairs, load_policy, load_tokenizer
+from tests.conftest import MINIATURE, REPO, SHARED, SHORT, call, needs_shared, read_jsonl
+
+COMMANDS = [["ipo_offline.py"], ["ipo_online.py"], ["-m", "prepare"], ["-m", "prepare.reviews"], ["-m", "prepare.sft"]]
+COMMANDS += [["-m", "prepare.preference_model", "train"], ["-m", "prepare.preference_model", "relabel"]]
+COMMANDS += [["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(command):
+    text = call(*command, "--help").stdout
+    assert "usage:" in text and "--out" in text or command[-1] == "agreement"
+
+
+def test_arguments_are_spelled_as_promised():
+    common = "start model dataset golden baseline out seed device steps batch-size learning-rate beta max-grad-norm"
+    common += " max-prompt-tokens max-response-tokens eval-every eval-prompts kl-prompts precision on-bad-row"
+    common += " save-policies track"
+    for script, own in (("ipo_offline.py", "shuffle"), ("ipo_online.py", "judge")):
+        flags = set(re.findall(r"--([a-z][a-z-]*)", call(script, "--help").stdout))
+        assert set(common.split()) | {own} <= flags
+
+
+def test_a_start_holds_every_role(start):
+    parts = {"d_initial", "sft", "golden", "d_golden", "proxy", "golden_policy", "prepare.json"}
+    assert parts <= {path.name for path in start.iterdir()}
+    assert not list(start.glob("*.partial")) and not list(start.glob("*.run"))
+    for name in ("sft", "golden", "proxy", "golden_policy"):
+        assert (start / name / "tokenizer.json").is_file() and (start / name / "model.safetensors").is_file()
+    train, test = (read_jsonl(start / "d_golden" / f"{split}.jsonl") for split in ("train", "test"))
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
+    stored = read_jsonl(start / "golden_policy" / "responses.jsonl")
+    for split, rows in (("train", train), ("test", test)):
+        prompts = [row["prompt"] for row in stored if row["split"] == split]
+        assert len(prompts) == len(set(prompts)) == 12 and set(prompts) <= {row["prompt"] for row in rows}
+
+
+def test_prepare_goes_on_where_it_stopped(start, tmp_path):
+    """What is there is kept to the byte, what is missing or half made is made."""
+    shutil.copytree(start, tmp_path / "again")
+    before = {path: path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()}
+    shutil.rmtree(tmp_path / "again" / "proxy")
+    (tmp_path / "again" / "proxy.partial").mkdir()
+    (tmp_path / "again" / "proxy.partial" / "config.json").write_text("{")
+    done = call("-m", "prepare", "--out", tmp_path / "again", "--seed", 7, "--pairs", 400, *MINIATURE)
+    assert done.stdout.count("there already") >= 4 and "proxy: made" in done.stdout
+    assert {path: path.read_bytes() for path in (tmp_path / "again").rglob("*") if path.is_file()} == before
+    refused = call("-m", "prepare", "--out", tmp_path / "again", "--seed", 8, "--pairs", 400, *MINIATURE, code=1)
+    assert "was begun with --seed 7" in refused.stderr
+
+
+@pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
+def test_what_a_run_leaves_behind(script, runs):
+    folder = runs[script]
+    args = json.loads((folder / "args.json").read_text())
+    assert args["script"] == script and args["steps"] == 3 and args["torch"] == torch.__version__
+    metrics = read_jsonl(folder / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    assert metrics[0]["loss"] == 25.0 and metrics[0]["rewards/margins"] == 0 and metrics[0]["rewards/accuracies"] == 0.5
+    assert metrics[1]["loss"] != 25.0 and metrics[0]["grad_norm"] > 0
+    keys = "step loss rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen logps/rejected ties "
+    assert list(metrics[0]) == (keys + "learning_rate grad_norm").split()
+    evals = read_jsonl(folder / "evals.jsonl")
+    assert [row["step"] for row in evals] == [0, 2, 3]
+    assert evals[0]["kl"] == 0 and evals[0]["accuracy"] == 0.5 and evals[-1]["kl"] > 0
+    assert evals[0]["baseline"] == "golden_policy" and len(evals[0]["samples"]) == 3
+    for key in ("win_rate", "win_rate_heldout", "proxy_win_rate"):
+        assert 0 <= evals[0][key] <= 1 and evals[0][f"{key}_stderr"] >= 0
+    assert [sorted(row) for row in read_jsonl(folder / "timings.jsonl")][0][:3] == ["peak_memory_bytes", "step", "time/label"]
+    assert len(read_jsonl(folder / "responses" / "3.jsonl")) == 16  # 8 training prompts, 8 held out
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_both_arms_start_alike(runs):
+    """At equal seed: the same prompts in step 0, and an evaluation of the same policy on the same noise."""
+    first = [read_jsonl(folder / "evals.jsonl")[0] for folder in runs.values()]
+    assert first[0] == first[1]
+
+
+def test_the_written_policy_loads_and_differs_from_its_start(start, runs):
+    for folder in runs.values():
+        policy = AutoModelForCausalLM.from_pretrained(folder / "policy")
+        before = AutoModelForCausalLM.from_pretrained(start / "sft").state_dict()
+        assert AutoTokenizer.from_pretrained(folder / "policy").eos_token == "<eos>"
+        assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
+def test_equal_runs_are_equal_to_the_byte(script, start, runs, tmp_path):
+    """And neither evaluating more often nor running longer changes a step that both runs have."""
+    short = [argument if argument != 2 else 1 for argument in SHORT]
+    call(f"{script}.py", "--start", start, "--out", tmp_path / "again", *short, "--steps", 4, "--save-policies")
+    assert (tmp_path / "again" / "metrics.jsonl").read_text().startswith((runs[script] / "metrics.jsonl").read_text())
+    rows = {row["step"]: row for row in read_jsonl(tmp_path / "again" / "evals.jsonl")}
+    assert [rows[row["step"]] for row in read_jsonl(runs[script] / "evals.jsonl")] == read_jsonl(runs[script] / "evals.jsonl")
+    assert sorted(p.name for p in (tmp_path / "again" / "policies").iterdir()) == ["0", "1", "2", "3", "4"]
+
+
+def test_copied_into_an_empty_folder(start, tmp_path):
+    """A script plus common.py runs with --model and --dataset (and --judge); without golden the win rate is null."""
+    for script, judge in (("ipo_offline", []), ("ipo_online", ["--judge", start / "proxy"])):
+        folder = tmp_path / script
+        folder.mkdir()
+        shutil.copy(REPO / f"{script}.py", folder)
+        shutil.copy(REPO / "common.py", folder)
+        data = ["--model", start / "sft", "--dataset", start / "d_golden" / "train.jsonl", *judge]
+        done = call(f"{script}.py", *data, *SHORT, "--golden", start / "golden", cwd=folder)
+        assert "win rates are against the reference's own samples" in done.stdout
+        (run,) = (folder / "runs").glob("sft/*")
+        evals = read_jsonl(run / "evals.jsonl")
+        assert {row["baseline"] for row in evals} == {"sft"} and evals[0]["win_rate"] is not None
+        assert evals[0]["win_rate_heldout"] is None
+    done = call("ipo_offline.py", code=1, cwd=tmp_path / "ipo_offline")
+    assert "no start given: pass --model --dataset, or --start FOLDER" in done.stderr
+
+
+def test_the_default_start_is_prepared_when_missing(tmp_path):
+    """`python ipo_online.py` alone on a fresh clone: one line says what happens first (here prepare is a stand-in)."""
+    for name in ("ipo_online.py", "common.py"):
+        shutil.copy(REPO / name, tmp_path)
+    (tmp_path / "prepare").mkdir()
+    (tmp_path / "prepare" / "__main__.py").write_text("import sys\nprint('preparing', sys.argv[1:])\nsys.exit(3)\n")
+    done = call("ipo_online.py", code=1, cwd=tmp_path)
+    assert "starts/reviews is not there yet: running" in done.stdout and "preparing ['--out', 'starts/reviews']" in done.stdout
+    assert "did not finish" in done.stderr
+
+
+WRONG = [
+    (["--steps", 0], "--steps 0: must be at least 1"),
+    (["--beta", "nan"], "--beta nan: must be a finite number"),
+    (["--beta", 0.0], "--beta 0.0: must be a finite number above 0"),
+    (["--max-grad-norm", -1.0], "--max-grad-norm -1.0"),
+    (["--shuffle", 0], "--shuffle 0: must be at least 1"),
+    (["--start", "nowhere"], "--start nowhere: no such folder"),
+    (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+    (["--model", "nowhere"], "nowhere: no "),
+    (["--device", "cuda:9"], "--device cuda:9: no GPU"),
+    (["--max-response-tokens", 3], "--max-response-tokens is 3"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", WRONG, ids=lambda value: str(value))
+def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, start, tmp_path):
+    done = call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *arguments, code=1)
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_used_folder_is_refused(start, runs):
+    done = call("ipo_online.py", "--start", start, "--out", runs["ipo_online"], *SHORT, code=1)
+    assert "there is something in this folder already" in done.stderr
+
+
+def test_bf16_and_shuffle_windows(start, tmp_path):
+    call("ipo_offline.py", "--start", start, "--out", tmp_path / "off", *SHORT, "--precision", "bf16", "--shuffle", 2)
+    call("ipo_online.py", "--start", start, "--out", tmp_path / "on", *SHORT, "--precision", "bf16", "--max-grad-norm", 1.0)
+    for name in ("off", "on"):
+        assert read_jsonl(tmp_path / name / "metrics.jsonl")[0]["loss"] == 25.0
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / name / "policy").dtype == torch.float32
+
+
+def test_frontier_draws_and_prints(runs, tmp_path):
+    done = call("-m", "paper", "frontier", *runs.values(), "--out", tmp_path / "pictures" / "frontier")
+    assert "ipo_offline" in done.stdout and "ipo_online" in done.stdout and "rule's" in done.stdout
+    assert (tmp_path / "pictures" / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+    svg = (tmp_path / "pictures" / "frontier.svg").read_text()
+    assert "online IPO" in svg and "offline IPO" in svg and "SFT" in svg
+    assert "not the folder of a run" in call("-m", "paper", "frontier", tmp_path, code=1).stderr
+
+
+def test_agreement_prints_a_row_for_each_policy(runs):
+    text = call("-m", "paper", "agreement", *runs.values(), "--pairs", 20).stdout
+    assert text.count("ties)") >= 10 and "ipo_online/policy" in text
+
+
+def test_evaluation_prompts_come_from_the_start_whatever_the_training_data(start, tmp_path):
+    """--dataset is training data only."""
+    args = type("Args", (), {})()
+    args.start, args.baseline, args.dataset = str(start), str(start / "golden_policy"), str(tmp_path / "other.jsonl")
+    args.eval_prompts, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row = 8, 16, 33, "error"
+    tokenizer = load_tokenizer(str(start / "sft"))
+    rows = read_jsonl(start / "d_golden" / "train.jsonl")[-5:]
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    other = load_evaluation(args, tokenizer, load_pairs(args.dataset, tokenizer, 16, 33, "error"))
+    args.dataset = str(start / "d_golden")
+    assert load_evaluation(args, tokenizer, load_pairs(args.dataset, tokenizer, 16, 33, "error")) == other
+    assert len(other.pairs) == 8 and other.train == 8 and len(other.prompts) == len(other.baseline) == 16
+
+
+@needs_shared
+def test_a_real_language_model_in_miniature(tmp_path):
+    """prepare, both scripts and the picture on stories260K: its own SFT, conversational data refused in one line."""
+    model, data = SHARED / "models" / "stories260K", SHARED / "data" / "stories" / "pairs.jsonl.gz"
+    rows = tmp_path / "pairs.jsonl"
+    import gzip
+
+    with gzip.open(data, "rt") as file:
+        rows.write_text("".join(line for line, _ in zip(file, range(120))))
+    limits = ["--max-prompt-tokens", 64, "--max-response-tokens", 64]
+    small = [*limits, "--batch-size", 4]
+    command = ["-m", "prepare", "--out", tmp_path / "start", "--model", model, "--dataset", rows, *small, *MINIATURE]
+    call(*[0 if previous == "--sft-steps" else argument for previous, argument in zip([None, *command], command)])
+    for name, value in load_policy(str(model), "cpu")[0].state_dict().items():
+        assert torch.equal(value, load_policy(str(tmp_path / "start" / "sft"), "cpu")[0].state_dict()[name])
+    for script in ("ipo_offline", "ipo_online"):
+        call(f"{script}.py", "--start", tmp_path / "start", "--out", tmp_path / script, *SHORT, *limits)
+        assert read_jsonl(tmp_path / script / "metrics.jsonl")[0]["loss"] == 25.0
+    call("-m", "paper", "frontier", tmp_path / "ipo_offline", tmp_path / "ipo_online", "--out", tmp_path / "frontier")
+    chat = SHARED / "data" / "oasst" / "pairs.jsonl.gz"
+    done = call("ipo_offline.py", "--model", model, "--dataset", chat, "--out", tmp_path / "chat", *limits, code=1)
+    assert "row 0: conversational, but the tokenizer has no chat template" in done.stderr

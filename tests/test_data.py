@@ -1,0 +1,166 @@
+"""From preference data to ids: every form, the boundary between prompt and response, rows that cannot be used."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import batch_order, collate, decode, encode, generator, load_pairs, load_policy, load_tokenizer
+from ipo_online import sample
+from tests.conftest import SHARED, letter_tokenizer, needs_shared
+
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+
+
+def write_rows(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def load(path, tokenizer=None, on_bad_row="error", prompt=8, response=8):
+    return load_pairs(str(path), tokenizer or letter_tokenizer(), prompt, response, on_bad_row)
+
+
+def test_strings_become_ids_and_only_a_finished_response_gets_an_end(tmp_path):
+    rows = [
+        {"prompt": "ab", "chosen": "cd", "rejected": "e"},
+        {"prompt": "h", "chosen": "a", "rejected": "bb", "chosen_finished": False, "rejected_finished": True, "margin": 0.0},
+    ]
+    pairs = load(write_rows(tmp_path / "pairs.jsonl", rows))
+    assert pairs[0] == {"row": 0, "text": "ab", "margin": None, "prompt": [2, 3], "chosen": [4, 5, 1], "rejected": [6, 1]}
+    assert pairs[1]["chosen"] == [2] and pairs[1]["rejected"] == [3, 3, 1] and pairs[1]["margin"] == 0.0
+
+
+def test_conversations_go_through_the_chat_template(tmp_path):
+    tokenizer = letter_tokenizer(letters="abcdefghu")
+    tokenizer.chat_template = TEMPLATE
+    turns = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}]
+    answers = [[{"role": "assistant", "content": text}] for text in ("e", "ff")]
+    rows = {"prompt": turns, "chosen": answers[0], "rejected": answers[1]}
+    explicit = load(write_rows(tmp_path / "a.jsonl", [rows]), tokenizer)
+    rows = {"chosen": turns + answers[0], "rejected": turns + answers[1]}
+    implicit = load(write_rows(tmp_path / "b.jsonl", [rows]), tokenizer)
+    assert explicit == implicit
+    assert explicit[0]["text"] == "ubacuda" and explicit[0]["chosen"] == [6, 1] and explicit[0]["rejected"] == [7, 7, 1]
+
+
+def test_implicit_prompts_end_at_the_last_assistant_turn(tmp_path):
+    tokenizer = letter_tokenizer(letters="\n:HumanAsit bc")
+    start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    pairs = load(write_rows(tmp_path / "hh.jsonl", [{"chosen": start + " b", "rejected": start + " c"}]), tokenizer, prompt=99)
+    assert pairs[0]["text"] == start and tokenizer.decode(pairs[0]["chosen"]) == " b<eos>"
+
+
+BAD = {
+    "blank": {"prompt": "a", "chosen": " ", "rejected": "b"},
+    "prompt is blank": {"prompt": "", "chosen": "a", "rejected": "b"},
+    "rejected is no text": {"prompt": "a", "chosen": "a", "rejected": None},
+    "does not know": {"prompt": "a", "chosen": "z", "rejected": "b"},
+    "chosen has 9 tokens, --max-response-tokens is 8": {"prompt": "a", "chosen": "abcdabcd", "rejected": "b"},
+    "prompt has 9 tokens, --max-prompt-tokens is 8": {"prompt": "abcdabcda", "chosen": "a", "rejected": "b"},
+    "end token": {"prompt": "a", "chosen": "a<eos>b", "rejected": "b"},
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_bad_row_is_named_or_skipped_and_counted(reason, tmp_path, capsys):
+    good = {"prompt": "ab", "chosen": "cd", "rejected": "e"}
+    path = write_rows(tmp_path / "pairs.jsonl", [good, good, BAD[reason], good])
+    with pytest.raises(SystemExit) as error:
+        load(path)
+    assert f"{path}: row 2: " in str(error.value) and reason in str(error.value) and "\n" not in str(error.value)
+    assert [pair["row"] for pair in load(path, on_bad_row="skip")] == [0, 1, 3]
+    assert "1 of 4 rows left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "not json", '{"prompt": "a"}', '{"chosen": "a", "rejected": "b"}'])
+def test_a_file_without_usable_rows_ends_in_one_line(content, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(content)
+    for on_bad_row in ("error", "skip"):
+        with pytest.raises(SystemExit, match=r"^error: .*pairs\.jsonl") as error:
+            load(tmp_path / "pairs.jsonl", on_bad_row=on_bad_row)
+        assert "\n" not in str(error.value)
+
+
+def test_gzip_parquet_and_folders_are_read(tmp_path):
+    import datasets
+
+    rows = [{"prompt": "ab", "chosen": "cd", "rejected": "e"}] * 3
+    data = datasets.Dataset.from_list(rows)
+    (tmp_path / "folder").mkdir()
+    data.to_parquet(tmp_path / "pairs.parquet")
+    data.to_json(tmp_path / "pairs.jsonl.gz", compression="gzip")
+    data.to_json(tmp_path / "folder" / "train.jsonl")
+    (tmp_path / "folder" / "test.jsonl").write_text(json.dumps(rows[0]))
+    expected = load(write_rows(tmp_path / "pairs.jsonl", rows))
+    for name in ("pairs.parquet", "pairs.jsonl.gz", "folder"):
+        assert load(tmp_path / name) == expected
+    assert len(load_pairs(str(tmp_path / "folder"), letter_tokenizer(), 8, 8, "error", split="test")) == 1
+
+
+@given(st.lists(st.tuples(*[st.lists(st.integers(0, 9), max_size=6)] * 2), min_size=1, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_collation_loses_nothing(rows):
+    """Whatever the lengths: the masked entries are the ids, prompts end and responses begin at the border."""
+    prompts, responses = [[3, *x] for x, _ in rows], [y for _, y in rows]
+    batch = collate(prompts, responses, letter_tokenizer(), "cpu")
+    assert [ids[mask == 1].tolist() for ids, mask in zip(batch.prompt, batch.prompt_mask)] == prompts
+    assert [ids[mask == 1].tolist() for ids, mask in zip(batch.response, batch.response_mask)] == responses
+    assert (batch.prompt_mask[:, -1] == 1).all()
+    for mask, ids in zip(batch.response_mask, responses):
+        assert mask.tolist() == [1] * len(ids) + [0] * (len(mask) - len(ids))
+
+
+def test_order_of_the_data():
+    order = batch_order(10, 4, 5, seed=3)
+    assert order.shape == (5, 4) and sorted(order.flatten()[:10].tolist()) == list(range(10))
+    assert torch.equal(order, batch_order(10, 4, 9, seed=3)[:5])  # a shorter run is a prefix of a longer one
+    assert order.flatten()[:10].tolist() != order.flatten()[10:].tolist()
+    assert not torch.equal(order, batch_order(10, 4, 5, seed=4))
+    assert batch_order(10, 4, 4, 3, "none").flatten().tolist() == [*range(10), *range(6)]
+    windows = batch_order(12, 2, 6, 3, 2).flatten().tolist()
+    assert [sorted(windows[i : i + 4]) for i in (0, 4, 8)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert windows != list(range(12))
+
+
+def test_generators_depend_on_their_key_alone():
+    draw = lambda *key: torch.rand(4, generator=generator(*key)).tolist()  # noqa: E731
+    assert draw(1, 2, "sample") == draw(1, 2, "sample")
+    assert len({tuple(draw(*key)) for key in ((1, 2, "sample"), (1, 3, "sample"), (2, 2, "sample"), (1, 2, "order"))}) == 4
+
+
+@needs_shared
+def test_own_samples_as_strings_give_back_their_ids():
+    """A real model with a tokenizer that marks the start of a text: sampled, decoded, loaded as strings."""
+    source = str(SHARED / "models" / "stories260K")
+    model, tokenizer = load_policy(source, "cpu")
+    openings = [line["prompt"] for line in load_rows_of_stories()][:200]
+    prompts = [tokenizer(text).input_ids for text in openings]
+    uniforms = torch.rand(len(prompts), 40, generator=torch.Generator().manual_seed(0))
+    responses = sample(model, prompts, uniforms, tokenizer)
+    words, finished = decode(tokenizer, prompts, responses)
+    heads, tails, alone = encode(tokenizer, openings, words, finished)
+    same = sum(y == tail for y, tail in zip(responses, tails)) / len(responses)
+    naive = sum(y == tokenizer(word, add_special_tokens=False).input_ids for y, word in zip(responses, words)) / len(responses)
+    print(f"ids given back: {same:.1%} of {len(responses)}; had the responses been encoded alone: {naive:.1%}")
+    assert heads == prompts and same >= 0.95 and naive < 0.5
+
+
+def load_rows_of_stories():
+    import gzip
+
+    with gzip.open(SHARED / "data" / "stories" / "pairs.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+@needs_shared
+def test_stories_load_whole():
+    tokenizer = load_tokenizer(str(SHARED / "models" / "stories260K"))
+    rows = load_rows_of_stories()
+    pairs = load_pairs(str(SHARED / "data" / "stories" / "pairs.jsonl.gz"), tokenizer, 64, 64, "error")
+    assert len(pairs) == len(rows)
+    for row, pair in zip(rows[:500], pairs):
+        assert (pair["chosen"][-1] == tokenizer.eos_token_id) == row["chosen_finished"]
+        assert tokenizer.decode(pair["prompt"] + pair["rejected"], skip_special_tokens=True) == row["prompt"] + row["rejected"]

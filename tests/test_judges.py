@@ -1,0 +1,156 @@
+"""Preference models: margins, ties, labels."""
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+from common import Judge, encode, load_judge, load_pairs, load_tokenizer, margin, mean_stderr, score, wins
+from prepare.preference_model import agreement, preference_nll, relabelled
+from tests.conftest import SHARED, call, letter_tokenizer, needs_shared, read_jsonl
+
+PROMPTS = [[2, 3, 4], [5], [6, 7], [2, 2]]
+FIRST = [[3, 1], [4, 5, 6, 7], [8], [9, 9, 1]]
+SECOND = [[7, 7, 7], [8, 1], [8], [9, 9]]
+
+
+def tiny_judge(form: str, folder, pad: str = "<pad>", labels: int = 1):
+    tokenizer = letter_tokenizer(pad)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=10, num_key_value_heads=2, max_position_embeddings=64, **sizes)
+    config.num_labels, config.pad_token_id, config.preference_form = labels, tokenizer.pad_token_id, form
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_judge(str(folder), tokenizer, "cpu")
+
+
+@pytest.mark.parametrize("form", ["pointwise", "pairwise"])
+def test_margins_are_antisymmetric_and_identical_responses_tie(form, tmp_path):
+    judge = tiny_judge(form, tmp_path)
+    assert judge.form == form
+    margins = margin(judge, PROMPTS, FIRST, SECOND)
+    assert torch.equal(margins, -margin(judge, PROMPTS, SECOND, FIRST))
+    assert margins[2] == 0 and (margins[[0, 1, 3]] != 0).all()
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>"])
+def test_the_form_decides_what_is_subtracted(pad, tmp_path):
+    """Against a loop of single sequences through the model's own parts; a finished response is read at its end token."""
+    for form in ("pointwise", "pairwise"):
+        judge = tiny_judge(form, tmp_path / form, pad)
+        eos = judge.tokenizer.eos_token_id
+        sides = [[[eos if token == 1 else token for token in y] for y in side] for side in (FIRST, SECOND)]
+
+        @torch.no_grad()
+        def single(ids, model=judge.model):
+            return model.score(model.model(torch.tensor([ids])).last_hidden_state[0, -1]).item()
+
+        for x, y1, y2, m in zip(PROMPTS, *sides, margin(judge, PROMPTS, *sides).tolist()):
+            if form == "pointwise":
+                expected = single(x + y1) - single(x + y2)
+            else:
+                r12, r21 = (torch.tensor(single(x + a + [eos] + b + [eos])).sigmoid() for a, b in ((y1, y2), (y2, y1)))
+                expected = (r12 - r21).item()
+            assert m == pytest.approx(expected, abs=1e-5)
+
+
+def test_training_losses_by_hand(tmp_path):
+    """Pointwise: Bradley-Terry. Pairwise: cross-entropy of the order that the coin chose (Eq. 5)."""
+    log_sigmoid = torch.nn.functional.logsigmoid
+    model = tiny_judge("pointwise", tmp_path).model
+    coins = torch.tensor([0, 1, 0, 1])
+    with torch.no_grad():
+        nll = preference_nll(model, "pointwise", 1, PROMPTS, FIRST, SECOND, coins)
+        scores = [score(model, [x + y for x, y in zip(PROMPTS, side)]) for side in (FIRST, SECOND)]
+        assert torch.allclose(nll, -log_sigmoid(scores[0] - scores[1]), atol=1e-5)
+        nll = preference_nll(model, "pairwise", 1, PROMPTS, FIRST, SECOND, coins)
+        for x, y1, y2, coin, got in zip(PROMPTS, FIRST, SECOND, coins, nll):
+            a, b = (y2, y1) if coin else (y1, y2)
+            logit = score(model, [x + a + [1] + b + [1]])[0]
+            assert got.item() == pytest.approx(-log_sigmoid(-logit if coin else logit).item(), abs=1e-5)
+
+
+def test_a_judge_with_another_tokenizer_reads_the_text(tmp_path):
+    """The same letters under other ids, in another order: the verdict is that on the letters."""
+    judge = tiny_judge("pointwise", tmp_path)
+    policy_tokenizer = letter_tokenizer(letters="hgfedcba")
+    other = Judge(judge.model, judge.tokenizer, policy_tokenizer)
+    texts = (["ab", "h"], ["cd", "e"], ["fg", "hhh"])
+    ids = {}
+    for tokenizer in (judge.tokenizer, policy_tokenizer):
+        prompts, first, _ = encode(tokenizer, texts[0], texts[1], [True, False])
+        ids[tokenizer] = prompts, first, encode(tokenizer, texts[0], texts[2], [False, True])[1]
+    assert ids[judge.tokenizer] != ids[policy_tokenizer]
+    assert torch.allclose(margin(other, *ids[policy_tokenizer]), margin(judge, *ids[judge.tokenizer]), atol=1e-6)
+
+
+def test_two_labels_are_refused_in_one_line(tmp_path):
+    tiny_judge("pointwise", tmp_path / "one")
+    with pytest.raises(SystemExit, match="a judge has one label, this model has 2"):
+        tiny_judge("pointwise", tmp_path / "two", labels=2)
+
+
+def test_relabelling_moves_every_column_with_its_response():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "chosen_finished": True, "rejected_finished": False, "chosen_x_y": 1}
+    assert relabelled(row, 2.0) == row | {"margin": 2.0}
+    assert relabelled(row, 0.0) == row | {"margin": 0.0}
+    swapped = {"prompt": "p", "chosen": "b", "rejected": "a", "chosen_finished": False, "rejected_finished": True}
+    assert relabelled(row, -0.5) == swapped | {"rejected_x_y": 1, "margin": 0.5}
+
+
+def test_relabelled_data_agree_with_their_judge(start):
+    """After relabelling, golden puts chosen first in every pair of d_golden, and some labels did change."""
+    tokenizer = load_tokenizer(str(start / "golden"))
+    judge = load_judge(str(start / "golden"), tokenizer, "cpu")
+    before, after = (read_jsonl(start / name / "train.jsonl") for name in ("d_initial", "d_golden"))
+    pairs = load_pairs(str(start / "d_golden"), tokenizer, 16, 33, "error")
+    margins = margin(judge, *([pair[name] for pair in pairs] for name in ("prompt", "chosen", "rejected")))
+    assert (margins >= 0).all()
+    assert margins.tolist() == pytest.approx([row["margin"] for row in after], abs=1e-6)
+    assert [{b["chosen"], b["rejected"]} for b in before] == [{a["chosen"], a["rejected"]} for a in after]
+    changed = [b["chosen"] != a["chosen"] for b, a in zip(before, after)]
+    assert 0 < sum(changed) < len(changed)
+    assert all(a["chosen_taste"] == b[f"{'rejected' if c else 'chosen'}_taste"] for a, b, c in zip(after, before, changed))
+
+
+@pytest.mark.parametrize("form", ["pointwise", "pairwise"])
+def test_both_forms_learn(form, start, tmp_path):
+    """A preference that is easy to see, praise against complaint, is learned from 300 pairs in either form."""
+    rows = [f'{{"prompt": "Hotel in May, staff and bed:", "chosen": " The {a} was {g}.", "rejected": " The {b} was {c}."}}'
+            for a in ("staff", "bed", "room") for b in ("staff", "bed", "room", "view", "breakfast")
+            for g in ("friendly", "cosy", "quiet", "airy") for c in ("rude", "damp", "dirty", "noisy", "dingy")]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    command = ["-m", "prepare.preference_model", "train", "--form", form, "--model", start / "sft", "--steps", 60]
+    done = call(*command, "--dataset", tmp_path / "pairs.jsonl", "--out", tmp_path / "judge", "--batch-size", 16)
+    assert "held-out pairs" in done.stdout
+    assert read_jsonl(tmp_path / "judge" / "agreement.json")[0]["agreement"] > 0.9
+    assert load_judge(str(tmp_path / "judge"), load_tokenizer(str(start / "sft")), "cpu").form == form
+
+
+def test_agreement_counts_ties_half(tmp_path):
+    judge = tiny_judge("pointwise", tmp_path)
+    pairs = [dict(zip(("prompt", "chosen", "rejected"), row)) for row in zip(PROMPTS, FIRST, FIRST)]
+    assert agreement(judge, pairs) == {"agreement": 0.5, "ties": 1.0, "pairs": 4}
+
+
+def test_mean_and_standard_error_by_hand():
+    values = torch.tensor([1.0, 0.0, 0.5, 1.0])
+    mean, stderr = mean_stderr(values, ["a", "b", "c", "d"])
+    assert mean == pytest.approx(0.625) and stderr == pytest.approx((values.double().var() / 4).sqrt().item())
+    # the same answers twice over tell nothing new: clustered by prompt, the error stays
+    assert mean_stderr(values.repeat(2), ["a", "b", "c", "d"] * 2) == pytest.approx((mean, stderr))
+    assert wins(torch.tensor([2.0, -1.0, 0.0])).tolist() == [1.0, 0.0, 0.5]
+
+
+@needs_shared
+def test_any_reward_model_with_one_label_is_pointwise(tmp_path):
+    """A model saved without a preference form, as the Hub's are."""
+    model = AutoModelForSequenceClassification.from_pretrained(SHARED / "models" / "stories260K", num_labels=1)
+    tokenizer = load_tokenizer(str(SHARED / "models" / "stories260K"))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    judge = load_judge(str(tmp_path), tokenizer, "cpu")
+    assert judge.form == "pointwise" and judge.reader is None
+    assert margin(judge, [[1, 400]], [[401, 1]], [[402]]).item() != 0

@@ -1,0 +1,121 @@
+"""Sequence log-probabilities: what counts, and what must not matter."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from common import Batch, collate
+from ipo_online import kl_to_sft, response_logprobs, sequence_logprob
+from tests.conftest import letter_tokenizer, tiny_model
+
+
+def by_hand(model, prompt, response):
+    """log pi(y | x), a token at a time, without padding, batch or mask."""
+    ids, total = list(prompt), 0.0
+    for token in response:
+        total += model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token].item()
+        ids.append(token)
+    return total
+
+
+ROWS = [([2, 3, 4], [5, 6, 1]), ([7], [8, 8, 8, 8, 9]), ([3, 3, 3, 3, 3, 2], [1]), ([4, 5], [6, 7])]
+
+
+def test_equals_a_loop_over_tokens(family):
+    model, tokenizer = tiny_model(family), letter_tokenizer()
+    batch = collate([x for x, _ in ROWS], [y for _, y in ROWS], tokenizer, "cpu")
+    with torch.no_grad():
+        got = sequence_logprob(model, batch)
+        assert got.tolist() == pytest.approx([by_hand(model, x, y) for x, y in ROWS], abs=1e-9)
+
+
+def test_unchanged_by_padding_and_batch_mates(family):
+    model, tokenizer = tiny_model(family), letter_tokenizer()
+    batch = collate([x for x, _ in ROWS], [y for _, y in ROWS], tokenizer, "cpu")
+    with torch.no_grad():
+        together = sequence_logprob(model, batch)
+        alone = torch.cat([sequence_logprob(model, collate([x], [y], tokenizer, "cpu")) for x, y in ROWS])
+        extra = [torch.nn.functional.pad(t, (3, 0), value=v) for t, v in ((batch.prompt, 9), (batch.prompt_mask, 0))]
+        extra += [torch.nn.functional.pad(t, (0, 4), value=v) for t, v in ((batch.response, 1), (batch.response_mask, 0))]
+        padded = sequence_logprob(model, Batch(*extra))
+        backwards = sequence_logprob(model, Batch(*(t.flip(0) for t in batch))).flip(0)
+    for other in (alone, padded, backwards):
+        assert torch.allclose(together, other, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>"])
+def test_the_end_token_counts_once_where_it_was_generated(pad):
+    """Also where padding is the end token: a mask made by comparing ids would lose it."""
+    tokenizer, model = letter_tokenizer(pad), tiny_model()
+    eos = tokenizer.eos_token_id
+    batch = collate([[2, 3]] * 2, [[5, 6, eos], [5, 6]], tokenizer, "cpu")
+    assert batch.response_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    with torch.no_grad():
+        ended, cut = sequence_logprob(model, batch).tolist()
+    assert ended == pytest.approx(by_hand(model, [2, 3], [5, 6, eos]), abs=1e-9)
+    assert cut == pytest.approx(by_hand(model, [2, 3], [5, 6]), abs=1e-9)
+    assert ended < cut
+
+
+def test_log_softmax_is_fp32_under_autocast():
+    model, tokenizer = tiny_model(dtype=torch.float32), letter_tokenizer()
+    batch = collate([[2, 3]], [[4, 5, 1]], tokenizer, "cpu")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logprobs = response_logprobs(model, batch)
+    assert logprobs.dtype == torch.float32 and logprobs.shape == (1, 3, 10)
+    assert torch.allclose(logprobs.exp().sum(-1), torch.ones(1, 3), atol=1e-6)
+
+
+def every_response(letters: int, length: int, eos: int):
+    """All outcomes of sampling at most `length` tokens from `letters` tokens: the ended ones and the cut ones."""
+    others = [token for token in range(letters) if token != eos]
+    for n in range(length):
+        yield from ([*body, eos] for body in itertools.product(others, repeat=n))
+    yield from (list(body) for body in itertools.product(others, repeat=length))
+
+
+def test_kl_estimator_is_exact_in_expectation(family):
+    """sum over all y of pi(y) x estimator(y) equals sum of pi(y) log(pi(y) / sft(y)), to 1e-10."""
+    policy, sft = tiny_model(family, seed=1, vocab_size=4), tiny_model(family, seed=2, vocab_size=4)
+    tokenizer = letter_tokenizer(letters="ab")
+    responses = list(every_response(4, 4, eos=1))
+    batch = collate([[2, 3]] * len(responses), responses, tokenizer, "cpu")
+    with torch.no_grad():
+        log_p, log_q = sequence_logprob(policy, batch), sequence_logprob(sft, batch)
+        estimate = kl_to_sft(policy, sft, batch)
+    p = log_p.exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-12)
+    exact = (p * (log_p - log_q)).sum().item()
+    assert exact > 0.01  # the two models do differ
+    assert (p * estimate).sum().item() == pytest.approx(exact, abs=1e-10)
+
+
+def test_kl_terms_are_never_negative_and_zero_for_the_same_model():
+    tokenizer = letter_tokenizer()
+    policy, sft = tiny_model(seed=1, dtype=torch.float32), tiny_model(seed=2, dtype=torch.float32)
+    prefixes = [[2, 3, 4, 5][:n] for n in range(1, 5)]
+    batch = collate([[6, 7]] * 4, prefixes, tokenizer, "cpu")
+    sums = kl_to_sft(policy, sft, batch)
+    terms = sums - torch.cat([torch.zeros(1), sums[:-1]])  # a longer prefix adds one term
+    assert terms.min() > -1e-7 and sums[-1] > 0.01
+    assert kl_to_sft(policy, policy, batch).abs().max() == 0
+
+
+def test_kl_by_hand():
+    """A policy that says a with 3/4 and b with 1/4, against 1/2 and 1/2: 3/4 log 3/2 + 1/4 log 1/2 nats a token."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self, probabilities):
+            super().__init__()
+            self.logits = torch.tensor(probabilities, dtype=torch.float64).log()
+
+        def forward(self, ids, logits_to_keep, **_):
+            return type("Output", (), {"logits": self.logits.expand(len(ids), logits_to_keep, -1)})
+
+    prompt, mask = torch.zeros(2, 1, dtype=int), torch.ones(2, 1, dtype=int)
+    batch = Batch(prompt, mask, torch.zeros(2, 3, dtype=int), torch.tensor([[1, 1, 1], [1, 1, 0]]))
+    got = kl_to_sft(Fixed([0.75, 0.25]), Fixed([0.5, 0.5]), batch)
+    one = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert got.tolist() == pytest.approx([3 * one, 2 * one], abs=1e-12)
