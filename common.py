@@ -196,8 +196,11 @@ def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[b
     if not prompts:
         return [], [], 0
     special = not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token))  # a chat template wrote its own
-    heads = tokenizer(prompts, add_special_tokens=special).input_ids
-    wholes = tokenizer([p + r for p, r in zip(prompts, responses)], add_special_tokens=special).input_ids
+    options = {"add_special_tokens": special, "return_attention_mask": False}
+    distinct = list(dict.fromkeys(prompts))
+    heads = dict(zip(distinct, tokenizer(distinct, **options).input_ids))
+    heads = [heads[prompt] for prompt in prompts]
+    wholes = tokenizer([p + r for p, r in zip(prompts, responses)], **options).input_ids
     alone = [i for i, (head, whole) in enumerate(zip(heads, wholes)) if whole[: len(head)] != head]
     tails = [whole[len(head) :] for head, whole in zip(heads, wholes)]
     for i in alone:
@@ -372,7 +375,8 @@ class Evaluation:
     prompts: list[list[int]]  # ids: prompts of the training data, then held-out ones
     texts: list[str]  # the same as strings
     train: int  # so many of them are training prompts
-    baseline: list[list[int]] | None  # the golden policy's response to each, None where there is no golden policy
+    opponent: str  # golden_policy, or sft where there is none
+    baseline: list[list[int]]  # the opponent's response to each prompt; the script samples those of sft
     pairs: list[dict]  # preference pairs for the accuracy as a classifier
 
 
@@ -389,13 +393,14 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     if args.baseline is None:
         distinct = list({p["text"]: p for p in reversed(pairs)}.values())[::-1][: args.eval_prompts]
         print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")
-        return Evaluation([p["prompt"] for p in distinct], [p["text"] for p in distinct], len(distinct), None, chosen_rows)
+        prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
+        return Evaluation(prompts, texts, len(distinct), "sft", [], chosen_rows)
     rows = load_rows(str(Path(args.baseline, "responses.jsonl")))
     kinds = [[r for r in rows if r["split"] == split][: args.eval_prompts] for split in ("train", "test")]
     rows = kinds[0] + kinds[1]
     texts = [r["prompt"] for r in rows]
     prompts, baseline, _ = encode(tokenizer, texts, [r["response"] for r in rows], [r["finished"] for r in rows])
-    return Evaluation(prompts, texts, len(kinds[0]), baseline, chosen_rows)
+    return Evaluation(prompts, texts, len(kinds[0]), "golden_policy", baseline, chosen_rows)
 
 
 def mean_stderr(values: torch.Tensor, clusters: list) -> tuple[float, float]:

@@ -85,7 +85,7 @@ class Args:
     eval_prompts: int = 512
     """prompts for the win rate, the same number again held out, and pairs for the accuracy (paper: 2,048)"""
     kl_prompts: int = 256
-    """prompts, and one sample each, for KL(policy || sft) (paper: 256)"""
+    """the first so many of those prompts serve for KL(policy || sft), one sample each (paper: 256)"""
     save_policies: bool = False
     """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
     track: bool = False
@@ -114,6 +114,13 @@ def sample(model, prompts, uniforms, tokenizer):
         mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions[:, -1:] + 1
         out = model(token, attention_mask=mask, position_ids=positions, past_key_values=out.past_key_values, use_cache=True)
     return [[token for token in row if token >= 0] for row in torch.cat(tokens, 1).tolist()]
+
+
+def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
+    """The same for any number of prompts, `width` of them at a time; random: the generator of their uniforms."""
+    uniforms = torch.rand(len(prompts), max_tokens, generator=random)
+    parts = [slice(i, i + width) for i in range(0, len(prompts), width)]
+    return [response for part in parts for response in sample(model, prompts[part], uniforms[part], tokenizer)]
 
 
 def response_logprobs(model, batch):
@@ -155,29 +162,20 @@ def kl_to_sft(policy, sft, batch):
 @torch.no_grad()
 def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args):
     """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
-    prompts, width, count = evaluation.prompts, 2 * args.batch_size, len(evaluation.prompts)
-    parts = [slice(i, i + width) for i in range(0, count, width)]
-    draw = {"size": (count, args.max_response_tokens), "generator": generator(args.seed, step, "evaluate")}
-    responses, uniforms = [], torch.rand(**draw)
-    for part in parts:
-        responses += sample(policy, prompts[part], uniforms[part], tokenizer)
-    baseline = evaluation.baseline
-    if baseline is None:
-        baseline, uniforms = [], torch.rand(count, args.max_response_tokens, generator=generator(args.seed, 0, "baseline"))
-        for part in parts:
-            baseline += sample(reference, prompts[part], uniforms[part], tokenizer)
+    prompts, width = evaluation.prompts, 2 * args.batch_size
+    random = generator(args.seed, step, "evaluate")
+    responses = sample_in_parts(policy, prompts, args.max_response_tokens, random, tokenizer, width)
 
-    kls = []
-    for i in range(0, min(args.kl_prompts, evaluation.train), width):
-        part = slice(i, min(i + width, args.kl_prompts, evaluation.train))
+    kls, count = [], min(args.kl_prompts, evaluation.train)
+    for i in range(0, count, width):
+        part = slice(i, min(i + width, count))
         kls.append(kl_to_sft(policy, reference, collate(prompts[part], responses[part], tokenizer, args.device)))
-    kl, kl_stderr = mean_stderr(torch.cat(kls), evaluation.texts[: min(args.kl_prompts, evaluation.train)])
-    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr}, {}
-    row["baseline"] = "sft" if evaluation.baseline is None else "golden_policy"
+    kl, kl_stderr = mean_stderr(torch.cat(kls), evaluation.texts[:count])
+    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.opponent}, {}
     for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
         if judge is not None:
-            verdicts[name] = margin(judge, prompts, responses, baseline)
+            verdicts[name] = margin(judge, prompts, responses, evaluation.baseline)
             for key, part in ((name, slice(evaluation.train)), (f"{name}_heldout", slice(evaluation.train, None))):
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
@@ -192,8 +190,8 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
     row["accuracy"] = wins(torch.cat(h)).mean().item()
 
     words, finished = decode(tokenizer, prompts, responses)
-    row["response_length"] = sum(map(len, responses)) / count
-    row["finished"] = sum(finished) / count
+    row["response_length"] = sum(map(len, responses)) / len(responses)
+    row["finished"] = sum(finished) / len(responses)
     row["samples"] = [prompt + response for prompt, response in zip(evaluation.texts[:3], words)]
     columns = {"prompt": evaluation.texts, "response": words, "finished": finished}
     columns |= {f"{name}_margin": values.tolist() for name, values in verdicts.items()}
@@ -215,6 +213,9 @@ def main(args):
     proxy = load_judge(start_part(args, "proxy"), tokenizer, args.device)
     pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
+    if evaluation.opponent == "sft":
+        opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
+        evaluation.baseline = sample_in_parts(*opponent, tokenizer, 2 * args.batch_size)
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed, args.shuffle).tolist()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")

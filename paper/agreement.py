@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import decode, generator, load_judge, load_pairs, load_policy, load_rows, margin, pick_device
-from ipo_online import sample
+from ipo_online import sample_in_parts
 from paper.frontier import load_run
 from prepare.reviews import taste
 
@@ -73,10 +73,8 @@ def main(args: Args) -> None:
         pairs = load_pairs(str(Path(run["start"], "d_golden")), tokenizer, *limits)
         chosen_rows = random.Random(args.seed).choices(pairs, k=args.pairs)
         prompts, names = [p["prompt"] for p in chosen_rows], [p["text"] for p in chosen_rows]
-        uniforms = torch.rand(2 * args.pairs, run["max_response_tokens"], generator=generator(args.seed, source, "agreement"))
-        responses = []
-        for i in range(0, 2 * args.pairs, 64):
-            responses += sample(policy, (prompts * 2)[i : i + 64], uniforms[i : i + 64], tokenizer)
+        random_numbers = generator(args.seed, source, "agreement")
+        responses = sample_in_parts(policy, prompts * 2, run["max_response_tokens"], random_numbers, tokenizer, 64)
         first, second = responses[: args.pairs], responses[args.pairs :]
         by_golden, by_proxy = margin(golden, prompts, first, second), margin(proxy, prompts, first, second)
         everything = torch.ones(args.pairs, dtype=torch.bool)

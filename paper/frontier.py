@@ -27,7 +27,7 @@ class Args:
     """folders of runs"""
     out: str = "frontier"
     """picture to write, without its ending: OUT.png and OUT.svg"""
-    title: str = "Same loss, same start, same budget: only the data differ"
+    title: str = "Same loss, same start, same steps: only the data differ"
     """line above the picture"""
 
 
@@ -79,19 +79,23 @@ def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
             label=label,
         )
     sft = [row["win_rate"] for _, evals in runs for row in evals if row["step"] == 0]
-    axes.axhline(sum(sft) / len(sft), color="grey", linestyle="--", linewidth=1.2, label="SFT")
-    if any(row["baseline"] == "golden_policy" for _, evals in runs for row in evals):
-        opponent = "golden policy"
-        axes.axhline(0.5, color="grey", linestyle=":", linewidth=1.2, label="golden policy (parity)")
-    else:
-        opponent = "SFT"
+    lines = {"SFT": sum(sft) / len(sft)}
+    opponent = "golden policy" if any(evals[0]["baseline"] == "golden_policy" for _, evals in runs) else "SFT"
+    if opponent == "golden policy":
+        lines["golden policy (parity)"] = 0.5
+    for name, height in lines.items():
+        axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
+        axes.annotate(
+            name, (1, height), (0, 3), axes.get_yaxis_transform(), "offset points", ha="right", color="grey", fontsize=11
+        )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.8)))
-    axes.xaxis.set_minor_formatter(matplotlib.ticker.LogFormatter(minor_thresholds=(2, 0.8)))
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")
     axes.set_ylabel(f"win rate against the {opponent}")
     axes.set_title(args.title, fontsize=13, loc="left")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.0, 0.75))
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     for ending in ("png", "svg"):
         figure.savefig(f"{args.out}.{ending}", dpi=160)

@@ -4,10 +4,14 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from common import fail
+
 
 @contextmanager
 def finished_folder(path: str):
     """A folder that appears under its name only when it is complete: written aside, renamed at the end."""
+    if Path(path).exists():
+        fail(f"{path}: is there already; remove it or name another folder")
     aside = Path(f"{path}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

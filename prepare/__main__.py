@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 import ipo_online
@@ -100,13 +99,11 @@ def store_responses(args: Args, run: Path) -> None:
         pairs = load_pairs(f"{args.out}/d_golden", tokenizer, *limits, split=split)
         prompts = list({pair["text"]: pair["prompt"] for pair in pairs}.items())
         random.Random(args.seed).shuffle(prompts)
-        prompts = prompts[: args.eval_prompts]
-        uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=generator(args.seed, split, "golden policy"))
-        for i in range(0, len(prompts), 64):
-            texts, part = zip(*prompts[i : i + 64])
-            samples = decode(tokenizer, part, ipo_online.sample(policy, part, uniforms[i : i + 64], tokenizer))
-            for prompt, response, finished in zip(texts, *samples):
-                rows.append({"split": split, "prompt": prompt, "response": response, "finished": finished})
+        texts, prompts = zip(*prompts[: args.eval_prompts])
+        drawing = args.max_response_tokens, generator(args.seed, split, "golden policy"), tokenizer, 2 * args.batch_size
+        samples = decode(tokenizer, prompts, ipo_online.sample_in_parts(policy, prompts, *drawing))
+        for prompt, response, finished in zip(texts, *samples):
+            rows.append({"split": split, "prompt": prompt, "response": response, "finished": finished})
     with finished_folder(f"{args.out}/golden_policy") as folder:
         (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         policy.save_pretrained(folder)
@@ -119,13 +116,11 @@ def main(args: Args) -> None:
     if (args.model is None) != (args.dataset is None):
         fail("--model and --dataset go together: both, or neither for the embedded world")
     out, embedded, asked = Path(args.out), args.model is None, asdict(args)
-    out.mkdir(parents=True, exist_ok=True)
     if (out / "prepare.json").exists():
         made = json.loads((out / "prepare.json").read_text())
         changed = [f"--{name.replace('_', '-')} {made[name]}" for name in asked if name in made and made[name] != asked[name]]
         if changed:
             fail(f"{args.out} was begun with {' '.join(changed)}; repeat that, or choose another --out")
-    (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
     if embedded:
         print(f"{args.out}: the embedded world, about 3 minutes on 2 cores")
     else:
@@ -170,6 +165,7 @@ def main(args: Args) -> None:
         began, missing = time.time(), not (out / name).exists()
         if missing:
             make()
+            (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
         print(f"{out}/{name}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
 
 

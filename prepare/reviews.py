@@ -10,6 +10,7 @@ import math
 import random
 from dataclasses import dataclass
 from itertools import combinations, product
+from pathlib import Path
 
 import tyro
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -158,12 +159,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
-def untrained_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, seed: int) -> LlamaForCausalLM:
-    """A small Llama with random weights."""
+def untrained_model(tokenizer: PreTrainedTokenizerFast, width: int, inner: int, seed: int) -> LlamaForCausalLM:
+    """A Llama of two layers with random weights."""
     set_seed(seed)
-    heads = {"num_attention_heads": width // 16, "num_key_value_heads": width // 16, "intermediate_size": 3 * width}
+    heads = {"num_attention_heads": width // 16, "num_key_value_heads": width // 16, "intermediate_size": inner}
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    size = {"hidden_size": width, "num_hidden_layers": layers, "max_position_embeddings": 128, "bos_token_id": None}
+    size = {"hidden_size": width, "num_hidden_layers": 2, "max_position_embeddings": 128, "bos_token_id": None}
     return LlamaForCausalLM(LlamaConfig(**heads, **ids, **size, tie_word_embeddings=True))
 
 
@@ -177,12 +178,16 @@ class Args:
     """pairs of reviews of training prompts; a tenth as many of held-out prompts"""
     test_share: float = 0.15
     """share of the prompts that is held out"""
-    width: int = 64
-    """width of the untrained policy; the golden model is twice as wide"""
 
 
 def main(args: Args) -> None:
     check_ranges(args, zero=("seed",))
+    tokenizer = build_tokenizer()
+    for name, width, inner, seed in (("untrained", 64, 192, args.seed), ("untrained_golden", 128, 416, args.seed + 1000)):
+        if not Path(args.out, name).exists():
+            with finished_folder(f"{args.out}/{name}") as folder:
+                untrained_model(tokenizer, width, inner, seed).save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
     rng = random.Random(args.seed)
     prompts = all_prompts()
     rng.shuffle(prompts)
@@ -194,11 +199,6 @@ def main(args: Args) -> None:
         ):
             rows = (json.dumps(pair(rng.choice(some), rng)) for _ in range(count))
             (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
-    tokenizer = build_tokenizer()
-    for name, width, seed in (("untrained", args.width, args.seed), ("untrained_golden", 2 * args.width, args.seed + 1000)):
-        with finished_folder(f"{args.out}/{name}") as folder:
-            untrained_model(tokenizer, width, 2, seed).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def test_every_script_has_the_functions_a_reader_copies(script):
     assert set(FUNCTIONS) <= set(functions_of(script))
 
 
-@pytest.mark.parametrize("name", ["sample", "response_logprobs", "sequence_logprob", "kl_to_sft", "evaluate"])
+@pytest.mark.parametrize(
+    "name", ["sample", "sample_in_parts", "response_logprobs", "sequence_logprob", "kl_to_sft", "evaluate"]
+)
 def test_shared_functions_are_the_same_to_the_byte(name):
     assert len({functions_of(script)[name] for script in SCRIPTS}) == 1
 
