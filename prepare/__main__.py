@@ -115,10 +115,11 @@ def main(args: Args) -> None:
     check_ranges(args, zero=("seed", "sft_steps", "golden_steps", "proxy_steps"))
     if (args.model is None) != (args.dataset is None):
         fail("--model and --dataset go together: both, or neither for the embedded world")
-    out, embedded, asked = Path(args.out), args.model is None, asdict(args)
+    out, embedded = Path(args.out), args.model is None
+    asked = {name: value for name, value in asdict(args).items() if name not in ("out", "device")}
     if (out / "prepare.json").exists():
         made = json.loads((out / "prepare.json").read_text())
-        changed = [f"--{name.replace('_', '-')} {made[name]}" for name in asked if name in made and made[name] != asked[name]]
+        changed = [f"--{name.replace('_', '-')} {made[name]}" for name in made if made[name] != asked[name]]
         if changed:
             fail(f"{args.out} was begun with {' '.join(changed)}; repeat that, or choose another --out")
     if embedded:
