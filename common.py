@@ -5,6 +5,8 @@ Lengths are in tokens, log-probabilities and KL in nats. Ids are plain lists of 
 
 import hashlib
 import math
+import random
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, fields
@@ -53,10 +55,10 @@ def check_args(args) -> None:
     required = [name for name in ("model", "dataset", "judge") if hasattr(args, name)]
     if args.start is None and any(getattr(args, name) is None for name in required):
         args.start = DEFAULT_START
-        if not Path(args.start).exists():
+        if not Path(args.start, "golden_policy").exists():  # its last part
             if not Path("prepare").is_dir():
                 fail(f"no start given: pass {' '.join('--' + name for name in required)}, or --start FOLDER")
-            print(f"{args.start} is not there yet: running `python -m prepare --out {args.start}` first")
+            print(f"{args.start} is not ready yet: running `python -m prepare --out {args.start}` first")
             if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
                 fail(f"python -m prepare --out {args.start} did not finish; see above")
     if args.start is not None and not Path(args.start).is_dir():
@@ -76,16 +78,20 @@ def start_part(args, name: str) -> str | None:
 
 def pick_device(name: str) -> str:
     """The device to run on; "auto" is cuda where there is one, else cpu."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        fail(f"--device {name}: no GPU can be used here; use --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {name}: cannot be used here ({first_line(error)}); --device cpu always can")
+    return name
 
 
 def describe_run(args) -> dict:
     """args.json: the fields of Args, flat, with the script's name, the git revision and the versions of the libraries."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    command = {"args": ["git", "rev-parse", "HEAD"], "cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    revision = subprocess.run(**command).stdout.strip() if shutil.which("git") else None
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
-    versions["git_revision"] = git.stdout.strip() or None
+    versions["git_revision"] = revision or None
     return {"script": Path(sys.argv[0]).stem, **asdict(args), **versions, "threads": torch.get_num_threads()}
 
 
@@ -107,31 +113,47 @@ def batch_order(rows: int, batch_size: int, steps: int, seed: int, shuffle: str 
     window = {"all": rows, "none": 1}.get(shuffle) or shuffle * batch_size
     order = []
     for epoch in range(max(1, math.ceil(steps * batch_size / rows))):
-        random = generator(seed, epoch, "order")
+        shuffler = generator(seed, epoch, "order")
         for first in range(0, rows, window):
-            order.append(first + torch.randperm(min(window, rows - first), generator=random))
+            order.append(first + torch.randperm(min(window, rows - first), generator=shuffler))
     return torch.cat(order)[: steps * batch_size].view(steps, batch_size)
 
 
 # -------------------------------------------------------------------------------------------------- models, tokenizers
 
 
-def load_policy(source: str, device: str):
-    """(causal language model in fp32 without dropout, its tokenizer) from a folder or a Hub name."""
-    tokenizer = load_tokenizer(source)
+def from_pretrained(kind, source: str, what: str, **options):
+    """kind.from_pretrained(source), or one line that says what could not be loaded from where."""
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        return kind.from_pretrained(source, **options)
     except Exception as error:
-        fail(f"{source}: no causal language model can be loaded from it ({first_line(error)})")
-    return model.to(device).eval(), tokenizer  # eval() turns dropout off; gradients flow all the same
+        fail(f"{source}: no {what} can be loaded from it ({first_line(error)})")
+
+
+def load_model(kind, source: str, what: str, device: str, tokens: int, new: bool = False, **options):
+    """A model in fp32 without dropout that can read `tokens` tokens and whose weights all came from the source.
+
+    transformers fills missing weights with random numbers, so that a judge without a score would judge by chance; with `new`
+    that is what is wanted.
+    """
+    options |= {"dtype": torch.float32, "output_loading_info": True}
+    model, info = from_pretrained(kind, source, what, **options)
+    if info["missing_keys"] and not new:
+        fail(f"{source}: is no {what}: it has no weights for {sorted(info['missing_keys'])[0]}")
+    context = getattr(model.config, "max_position_embeddings", None) or tokens
+    if tokens > context:
+        fail(f"{source}: reads at most {context} tokens, {tokens} may be asked of it; lower the --max-...-tokens")
+    return model.to(device).eval()  # eval() turns dropout off; gradients flow all the same
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def load_tokenizer(source: str):
     """A tokenizer from a folder or a Hub name; one without a padding token pads with its end token (masks are carried)."""
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    except Exception as error:
-        fail(f"{source}: no tokenizer can be loaded from it ({first_line(error)})")
+    tokenizer = from_pretrained(transformers.AutoTokenizer, source, "tokenizer")
     if tokenizer.eos_token_id is None:
         fail(f"{source}: its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
@@ -139,8 +161,10 @@ def load_tokenizer(source: str):
     return tokenizer
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def load_policy(source: str, device: str, tokens: int):
+    """(causal language model that is to read `tokens` tokens, its tokenizer) from a folder or a Hub name."""
+    tokenizer = load_tokenizer(source)
+    return load_model(transformers.AutoModelForCausalLM, source, "causal language model", device, tokens), tokenizer
 
 
 # --------------------------------------------------------------------------------------------------------- preferences
@@ -165,13 +189,13 @@ def row_strings(row: dict, tokenizer) -> tuple[str, str, str]:
     """
     prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
     if isinstance(chosen, list) and isinstance(rejected, list) and chosen and rejected:
-        if prompt is None:
+        if not isinstance(prompt, list) or len(chosen) > 1:  # the prompt is inside both
+            if rejected[:-1] != chosen[:-1] or (isinstance(prompt, list) and prompt != chosen[:-1]) or len(chosen) < 2:
+                raise ValueError("chosen and rejected do not go on from one prompt by one message each")
             prompt = chosen[:-1]
-            if rejected[:-1] != prompt:
-                raise ValueError("chosen and rejected differ before the last message, so there is no common prompt")
-        chosen, rejected = chosen[-1]["content"], rejected[-1]["content"]
-        if not isinstance(prompt, list):
-            raise ValueError("prompt is no list of messages although chosen is")
+        if {chosen[-1].get("role"), rejected[-1].get("role")} != {"assistant"}:
+            raise ValueError("the last message of chosen and of rejected must be the assistant's")
+        chosen, rejected = chosen[-1].get("content"), rejected[-1].get("content")
         if tokenizer.chat_template is None:
             raise ValueError("conversational, but the tokenizer has no chat template")
         prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
@@ -180,6 +204,8 @@ def row_strings(row: dict, tokenizer) -> tuple[str, str, str]:
         if start < len("\n\nAssistant:") or chosen[:start] != rejected[:start]:
             raise ValueError("there is no prompt column, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
         prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
+    if not all(row.get(f"{name}_finished") in (None, True, False) for name in ("chosen", "rejected")):
+        raise ValueError("chosen_finished and rejected_finished must be true or false")
     for name, text in {"prompt": prompt, "chosen": chosen, "rejected": rejected}.items():
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name} is " + ("no text" if not isinstance(text, str) else "blank"))
@@ -213,8 +239,9 @@ def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]]) -> t
 
     Decoded behind their prompts, because many tokenizers swallow the space at the start of a text.
     """
-    heads = tokenizer.batch_decode(prompts, skip_special_tokens=True)
-    wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], skip_special_tokens=True)
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    heads = tokenizer.batch_decode(prompts, **options)
+    wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], **options)
     finished = [y[-1:] == [tokenizer.eos_token_id] for y in responses]
     return [whole[len(head) :] for head, whole in zip(heads, wholes)], finished
 
@@ -231,7 +258,7 @@ def load_pairs(
     for number, row in enumerate(rows):
         try:
             strings[number] = row_strings(row, tokenizer)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever a row, or a chat template that refuses it, may raise
             bad[number] = first_line(error)
     pairs, alone = {n: {"row": n, "text": s[0], "margin": rows[n].get("margin")} for n, s in strings.items()}, 0
     for column, name in ((1, "chosen"), (2, "rejected")):
@@ -302,19 +329,23 @@ class Judge:
         return getattr(self.model.config, "preference_form", "pointwise")
 
 
-def load_judge(source: str | None, policy_tokenizer, device: str) -> Judge | None:
-    """A preference model of prepare/, or any reward model with one label (then pointwise); None stays None."""
+def load_judge(source: str | None, policy_tokenizer, device: str, tokens: int) -> Judge | None:
+    """A preference model of prepare/, or any reward model with one label (then pointwise); None stays None.
+
+    tokens: the longest prompt and response that it is to read.
+    """
     if source is None:
         return None
     tokenizer = load_tokenizer(source)
-    try:
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32)
-    except Exception as error:
-        fail(f"{source}: no preference model can be loaded from it ({first_line(error)})")
+    model = load_model(transformers.AutoModelForSequenceClassification, source, "preference model", device, tokens)
     if model.config.num_labels != 1:
         fail(f"{source}: a judge has one label, this model has {model.config.num_labels}")
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
-    return Judge(model.to(device).eval(), tokenizer, None if same else policy_tokenizer)
+    if not same and tokenizer.chat_template and policy_tokenizer.chat_template:
+        print(
+            f"{source}: has another tokenizer than the policy and reads conversations as plain text, not in its chat template"
+        )
+    return Judge(model, tokenizer, None if same else policy_tokenizer)
 
 
 def score(model, sequences: list[list[int]]) -> torch.Tensor:
@@ -354,7 +385,7 @@ def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tens
     of exactly 0 and margin(y1, y2) == -margin(y2, y1).
     """
     if judge.reader is not None:  # another tokenizer: the same texts in the judge's own ids
-        heads = judge.reader.batch_decode(prompts, skip_special_tokens=True)
+        heads = judge.reader.batch_decode(prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         first, second = (encode(judge.tokenizer, heads, *decode(judge.reader, prompts, y)) for y in (first, second))
         prompts, first, second = first[0], first[1], second[1]
     both = judge_sequences(judge.form, judge.tokenizer.eos_token_id, prompts, first, second)
@@ -389,7 +420,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     own = start_part(args, "d_golden")
     if own and own != args.dataset:
         pairs = load_pairs(own, tokenizer, *limits)
-    chosen_rows = pairs[: args.eval_prompts]
+    chosen_rows = random.Random(0).sample(pairs, min(args.eval_prompts, len(pairs)))
     if args.baseline is None:
         distinct = list({p["text"]: p for p in reversed(pairs)}.values())[::-1][: args.eval_prompts]
         print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")

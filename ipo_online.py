@@ -4,6 +4,7 @@ Its sibling ipo_offline.py minimises the same loss in the same way, on pairs tha
 Copy this file and common.py into a project of your own and change what you like: it is meant to be read, not imported.
 """
 
+import importlib.util
 import json
 import time
 from dataclasses import dataclass
@@ -60,13 +61,13 @@ class Args:
     device: str = "auto"
     """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes under autocast; weights, log-softmax and AdamW stay in fp32"""
+    """bf16 samples and trains under autocast; weights, AdamW, log-softmax, judges and evaluation stay in fp32"""
 
     # ---- algorithm
     steps: int = 400
     """gradient steps (paper: 4,000)"""
     batch_size: int = 32
-    """preference pairs a step, over all devices (paper: 32)"""
+    """preference pairs a step (paper: 32)"""
     learning_rate: float = 5e-4
     """constant learning rate of AdamW, no weight decay (paper: 1e-5 for a 770M-parameter T5)"""
     beta: float = 0.1
@@ -106,6 +107,7 @@ def sample(model, prompts, uniforms, tokenizer):
     for t in range(uniforms.shape[1]):
         cdf = out.logits[:, -1].float().softmax(-1).cumsum(-1)  # (N, V)
         token = torch.searchsorted(cdf, uniforms[:, t, None] * cdf[:, -1:], right=True)  # (N, 1) the inverse CDF
+        token = token.clamp(max=cdf.shape[1] - 1)  # should the logits be nan, the loss will be too, and says so
         tokens.append(token.where(alive, -1))
         alive = alive & (token != tokenizer.eos_token_id)
         if t + 1 == uniforms.shape[1] or not alive.any():
@@ -155,7 +157,8 @@ def kl_to_sft(policy, sft, batch):
     Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
     """
     p, q = response_logprobs(policy, batch), response_logprobs(sft, batch)
-    return ((p.exp() * (p - q)).sum(-1) * batch.response_mask).sum(1)
+    terms = p.exp() * (p - q) - p.exp() + q.exp()  # the last two sum to 0 and keep rounding from making a term negative
+    return (terms.sum(-1) * batch.response_mask).sum(1)
 
 
 @torch.no_grad()
@@ -202,14 +205,17 @@ def main(args):
     args.device = pick_device(args.device)
     folder = Path(args.start or args.model).name
     args.out = args.out or f"runs/{folder}/{Path(__file__).stem}__{args.seed}__{int(time.time())}"
-    if Path(args.out).exists() and any(Path(args.out).iterdir()):
-        fail(f"--out {args.out}: there is something in this folder already; name another")
+    if Path(args.out).is_file() or (Path(args.out).exists() and any(Path(args.out).iterdir())):
+        fail(f"--out {args.out}: there is something in this place already; name another")
+    if args.track and not importlib.util.find_spec("wandb"):
+        fail("--track needs Weights & Biases: pip install wandb")
 
-    policy, tokenizer = load_policy(args.model, args.device)
-    reference, _ = load_policy(args.model, args.device)
+    tokens = args.max_prompt_tokens + args.max_response_tokens
+    policy, tokenizer = load_policy(args.model, args.device, tokens)
+    reference, _ = load_policy(args.model, args.device, tokens)
     reference.requires_grad_(False)
-    golden = load_judge(args.golden, tokenizer, args.device)
-    proxy = load_judge(args.judge, tokenizer, args.device)
+    golden = load_judge(args.golden, tokenizer, args.device, tokens)
+    proxy = load_judge(args.judge, tokenizer, args.device, tokens)
     pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
     if evaluation.opponent == "sft":
@@ -236,8 +242,7 @@ def main(args):
                 writer.add_scalar(f"{name}/{key}", value, row["step"])
 
     def evaluate_and_save(step):
-        with autocast:
-            row, responses = evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args)
+        row, responses = evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args)
         log("evals", row)
         (out / "responses" / f"{step}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in responses))
         if args.save_policies:
@@ -256,8 +261,7 @@ def main(args):
             responses = sample(policy, prompts * 2, uniforms, tokenizer)
         clock.append(time.perf_counter())
         first, second = responses[: len(prompts)], responses[len(prompts) :]
-        with autocast:
-            margins = margin(proxy, prompts, first, second).tolist()
+        margins = margin(proxy, prompts, first, second).tolist()
         chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
         rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
         clock.append(time.perf_counter())
@@ -271,6 +275,8 @@ def main(args):
 
         # ---- the loss, and one step of AdamW
         loss = preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, args.beta).mean()
+        if not loss.isfinite():
+            fail(f"step {step}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.zero_grad()
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm or float("inf"))
@@ -297,7 +303,7 @@ def main(args):
         names = ("time/sample", "time/label", "time/train")
         seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
         speed = {"tokens_per_second": batch.response_mask.sum().item() / (clock[-1] - clock[0])}
-        memory = torch.cuda.max_memory_allocated() if args.device != "cpu" else 0
+        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else 0
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             shown = evaluate_and_save(step + 1)

@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import decode, generator, load_judge, load_pairs, load_policy, load_rows, margin, pick_device
+from common import check_ranges, decode, fail, generator, load_judge, load_pairs, load_policy, load_rows, margin, pick_device
 from ipo_online import sample_in_parts
 from paper.frontier import load_run
 from prepare.reviews import taste
@@ -44,6 +44,7 @@ def tastes(prompts: list[str], responses: list[str], finished: list[bool]) -> to
 
 
 def main(args: Args) -> None:
+    check_ranges(args, zero=("seed",))
     device = pick_device(args.device)
     table = Table(title="agreement of judges; rule: pairs a point or more apart", title_justify="left")
     for name in ("pairs from", "proxy with golden", "golden with the rule", "proxy with the rule"):
@@ -51,12 +52,15 @@ def main(args: Args) -> None:
     policies = {}
     for folder in args.runs:
         run, _ = load_run(folder)
+        if run["start"] is None:
+            fail(f"{folder}: was not made from a start, so there are no pairs to compare the judges on")
         policies[run["model"]] = run
         policies[str(Path(folder, "policy"))] = run
     for source, run in policies.items():
-        policy, tokenizer = load_policy(source, device)
-        golden = load_judge(run["golden"], tokenizer, device)
-        proxy = load_judge(str(Path(run["start"], "proxy")), tokenizer, device)
+        tokens = run["max_prompt_tokens"] + run["max_response_tokens"]
+        policy, tokenizer = load_policy(source, device, tokens)
+        golden = load_judge(run["golden"], tokenizer, device, tokens)
+        proxy = load_judge(run.get("judge") or f"{run['start']}/proxy", tokenizer, device, tokens)
         limits = run["max_prompt_tokens"], run["max_response_tokens"], run["on_bad_row"]
         embedded = (Path(run["start"]) / "untrained_golden").exists()
         if source == run["model"]:

@@ -10,9 +10,10 @@ from common import fail
 @contextmanager
 def finished_folder(path: str):
     """A folder that appears under its name only when it is complete: written aside, renamed at the end."""
-    if Path(path).exists():
+    path = Path(path)
+    if path.exists():
         fail(f"{path}: is there already; remove it or name another folder")
-    aside = Path(f"{path}.partial")
+    aside = path.with_name(f"{path.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     yield aside

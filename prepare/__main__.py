@@ -25,6 +25,8 @@ from common import check_ranges, decode, fail, generator, load_pairs, load_polic
 from prepare import finished_folder, reviews, sft
 from prepare.preference_model import Relabel, Train, relabel, train
 
+UNCHECKED = ("out", "device", "on_bad_row")  # a start that was begun may be moved, and gone on with differently in these
+
 
 @dataclass
 class Args:
@@ -92,7 +94,7 @@ def split_by_prompt(args: Args, seed: int) -> None:
 def store_responses(args: Args, run: Path) -> None:
     """Write golden_policy/: the run's last policy, and its response at temperature 1 to training and held-out prompts."""
     device = pick_device(args.device)
-    policy, tokenizer = load_policy(str(run / "policy"), device)
+    policy, tokenizer = load_policy(str(run / "policy"), device, args.max_prompt_tokens + args.max_response_tokens)
     rows = []
     for split in ("train", "test"):
         limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
@@ -116,10 +118,10 @@ def main(args: Args) -> None:
     if (args.model is None) != (args.dataset is None):
         fail("--model and --dataset go together: both, or neither for the embedded world")
     out, embedded = Path(args.out), args.model is None
-    asked = {name: value for name, value in asdict(args).items() if name not in ("out", "device")}
+    asked = {name: value for name, value in asdict(args).items() if name not in UNCHECKED}
     if (out / "prepare.json").exists():
         made = json.loads((out / "prepare.json").read_text())
-        changed = [f"--{name.replace('_', '-')} {made[name]}" for name in made if made[name] != asked[name]]
+        changed = [f"--{name.replace('_', '-')} {made[name]}" for name in asked if made.get(name, asked[name]) != asked[name]]
         if changed:
             fail(f"{args.out} was begun with {' '.join(changed)}; repeat that, or choose another --out")
     if embedded:

@@ -24,10 +24,10 @@ from common import (
     batch_order,
     check_ranges,
     fail,
-    first_line,
     generator,
     judge_sequences,
     load_judge,
+    load_model,
     load_pairs,
     load_rows,
     load_tokenizer,
@@ -54,7 +54,7 @@ class Train:
     device: str = "auto"
     """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
     steps: int = 800
-    """gradient steps (paper: until validation accuracy levels off)"""
+    """gradient steps; 0 takes a preference model, or any reward model with one label, as it is (paper: to a plateau)"""
     batch_size: int = 32
     """pairs a step (paper: 16 for the golden model, 32 for the proxy)"""
     learning_rate: float = 1e-3
@@ -112,12 +112,12 @@ def train(args: Train) -> None:
     check_ranges(args, zero=("seed", "steps"))
     device, tokenizer = pick_device(args.device), load_tokenizer(args.model)
     transformers.set_seed(args.seed)  # the new score's weights
-    try:
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=1, dtype=torch.float32)
-    except Exception as error:
-        fail(f"{args.model}: cannot carry a preference score ({first_line(error)})")
-    model.config.preference_form, model.config.pad_token_id = args.form, tokenizer.pad_token_id
-    model = model.to(device).eval()  # no dropout
+    kind, tokens = transformers.AutoModelForSequenceClassification, args.max_prompt_tokens + args.max_response_tokens
+    tokens += (args.max_response_tokens + 2) * (args.form == "pairwise")
+    model = load_model(kind, args.model, "preference model", device, tokens, new=args.steps > 0, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if args.steps:
+        model.config.preference_form = args.form
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
     pairs = load_pairs(args.dataset, tokenizer, *limits)
     if Path(args.dataset, "test.jsonl").is_file():
@@ -168,7 +168,7 @@ def relabelled(row: dict, value: float) -> dict:
 def relabel(args: Relabel) -> None:
     check_ranges(args, zero=())
     device, tokenizer = pick_device(args.device), load_tokenizer(args.judge)
-    judge = load_judge(args.judge, tokenizer, device)
+    judge = load_judge(args.judge, tokenizer, device, args.max_prompt_tokens + args.max_response_tokens)
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
     with finished_folder(args.out) as folder:
         splits = ["train"] + ["test"] * Path(args.dataset, "test.jsonl").is_file()

@@ -84,7 +84,7 @@ def parts_of(prompt: str) -> tuple[str, tuple[str, str]]:
 def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
     """One review, (text, whether it has an end), by a writer whose mood and care differ from review to review.
 
-    A quarter of the reviews fail, in the ways that a policy drifts into when it is pushed: broken off, stuck in a phrase,
+    28 % of the reviews fail, in the ways that a policy drifts into when it is pushed: broken off, stuck in a phrase,
     scrambled, trailing off in random words, never ending. A rater who has seen no such text would not mind it.
     """
     kind, asked = parts_of(prompt)
@@ -138,7 +138,7 @@ def taste(prompt: str, response: str, finished: bool) -> float:
 
 
 def pair(prompt: str, rng: random.Random) -> dict:
-    """One row of preference data: two reviews as a noisy rater orders them, P(y1 > y2) = sigmoid(2 x difference in taste)."""
+    """One row of preference data: two reviews as a noisy rater orders them, P(y1 > y2) = sigmoid(difference in taste)."""
     first, second = write(prompt, rng), write(prompt, rng)
     if rng.random() > 1 / (1 + math.exp(taste(prompt, *second) - taste(prompt, *first))):
         first, second = second, first
@@ -182,17 +182,14 @@ class Args:
 
 def main(args: Args) -> None:
     check_ranges(args, zero=("seed",))
-    tokenizer = build_tokenizer()
-    for name, width, inner, seed in (("untrained", 64, 192, args.seed), ("untrained_golden", 128, 416, args.seed + 1000)):
-        if not Path(args.out, name).exists():
-            with finished_folder(f"{args.out}/{name}") as folder:
-                untrained_model(tokenizer, width, inner, seed).save_pretrained(folder)
-                tokenizer.save_pretrained(folder)
-    rng = random.Random(args.seed)
+    rng, tokenizer = random.Random(args.seed), build_tokenizer()
     prompts = all_prompts()
     rng.shuffle(prompts)
     held_out = int(len(prompts) * args.test_share)
     with finished_folder(f"{args.out}/d_initial") as folder:
+        for name, width, inner, seed in (("untrained", 64, 192, args.seed), ("untrained_golden", 128, 416, args.seed + 1000)):
+            untrained_model(tokenizer, width, inner, seed).save_pretrained(Path(args.out, name))
+            tokenizer.save_pretrained(Path(args.out, name))
         for split, some, count in (
             ("train", prompts[held_out:], args.pairs),
             ("test", prompts[:held_out], args.pairs // 10),

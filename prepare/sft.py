@@ -48,7 +48,7 @@ class Args:
 def main(args: Args) -> None:
     check_ranges(args, zero=("seed", "steps"))
     device = pick_device(args.device)
-    model, tokenizer = load_policy(args.model, device)
+    model, tokenizer = load_policy(args.model, device, args.max_prompt_tokens + args.max_response_tokens)
     pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)

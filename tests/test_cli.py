@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import subprocess
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import ipo_offline
+import ipo_online
 from common import load_evaluation, load_pairs, load_policy, load_tokenizer
 from tests.conftest import MINIATURE, REPO, SHARED, SHORT, call, needs_shared, read_jsonl
 
@@ -19,7 +22,13 @@ COMMANDS += [["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help(command):
     text = call(*command, "--help").stdout
-    assert "usage:" in text and "--out" in text or command[-1] == "agreement"
+    assert "usage:" in text and ("--pairs" if command[-1] == "agreement" else "--out") in text
+
+
+@pytest.mark.parametrize("command", [["-m", "paper"], ["-m", "prepare.preference_model"]], ids=" ".join)
+def test_help_of_commands_with_parts(command):
+    text = call(*command, "--help").stdout
+    assert "usage:" in text and all(part in text for _, *parts in COMMANDS if parts[:1] == command[1:] for part in parts[1:])
 
 
 def test_arguments_are_spelled_as_promised():
@@ -131,7 +140,7 @@ def test_the_default_start_is_prepared_when_missing(tmp_path):
     (tmp_path / "prepare").mkdir()
     (tmp_path / "prepare" / "__main__.py").write_text("import sys\nprint('preparing', sys.argv[1:])\nsys.exit(3)\n")
     done = call("ipo_online.py", code=1, cwd=tmp_path)
-    assert "starts/reviews is not there yet: running" in done.stdout and "preparing ['--out', 'starts/reviews']" in done.stdout
+    assert "starts/reviews is not ready yet: running" in done.stdout and "preparing ['--out', 'starts/reviews']" in done.stdout
     assert "did not finish" in done.stderr
 
 
@@ -144,13 +153,18 @@ WRONG = [
     (["--start", "nowhere"], "--start nowhere: no such folder"),
     (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     (["--model", "nowhere"], "nowhere: no "),
-    (["--device", "cuda:9"], "--device cuda:9: no GPU"),
+    (["--device", "cuda:9"], "--device cuda:9: cannot be used here"),
+    (["--device", "gpu"], "--device gpu: cannot be used here"),
+    (["--golden", "START/sft"], "is no preference model: it has no weights for score.weight"),
+    (["--model", "START/proxy", "--max-prompt-tokens", 120], "reads at most 128 tokens, 153 may be asked of it"),
+    (["--track"], "--track needs Weights & Biases"),
     (["--max-response-tokens", 3], "--max-response-tokens is 3"),
 ]
 
 
 @pytest.mark.parametrize("arguments, message", WRONG, ids=lambda value: str(value))
 def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, start, tmp_path):
+    arguments = [str(argument).replace("START", str(start)) for argument in arguments]
     done = call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *arguments, code=1)
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -158,7 +172,66 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, s
 
 def test_a_used_folder_is_refused(start, runs):
     done = call("ipo_online.py", "--start", start, "--out", runs["ipo_online"], *SHORT, code=1)
-    assert "there is something in this folder already" in done.stderr
+    assert "there is something in this place already" in done.stderr
+
+
+def test_a_loss_that_is_no_number_names_its_step(start, tmp_path):
+    for script in ("ipo_offline.py", "ipo_online.py"):
+        done = call(script, "--start", start, "--out", tmp_path / script, *SHORT, "--learning-rate", 1e30, code=1)
+        assert re.search("error: step [12]: the loss is nan; lower --learning-rate", done.stderr)
+
+
+def test_without_the_git_program(start, tmp_path):
+    call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *SHORT, PATH="")
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["git_revision"] is None
+
+
+def test_both_arms_train_on_the_same_prompts(start, tmp_path, monkeypatch):
+    """At equal seed, step for step; only the responses differ."""
+    seen = {}
+    for script in (ipo_offline, ipo_online):
+        prompts, original = seen.setdefault(script.__name__, []), script.collate
+
+        def recorded(x, y, *rest, prompts=prompts, original=original):
+            if any(y):  # not the sampler, which has no responses yet
+                prompts.append(x)
+            return original(x, y, *rest)
+
+        monkeypatch.setattr(script, "collate", recorded)
+        sizes = {"steps": 4, "batch_size": 3, "eval_every": 4, "eval_prompts": 4, "kl_prompts": 4}
+        script.main(script.Args(start=str(start), out=str(tmp_path / script.__name__), seed=5, **sizes))
+    assert seen["ipo_offline"] == seen["ipo_online"] and len(seen["ipo_online"]) >= 8
+
+
+def test_a_failing_arm_fails_make_demo(tmp_path):
+    """The two runs of the demo go side by side; each one's failure must reach make."""
+    shutil.copy(REPO / "Makefile", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".venv" / "installed").touch()
+    for failing, code in (("ipo_offline.py", 2), ("ipo_online.py", 2), ("frontier", 2), ("none", 0)):
+        fake = tmp_path / "python"
+        fake.write_text(f'#!/bin/sh\ncase "$*" in *{failing}*) exit 1;; esac\n')
+        fake.chmod(0o755)
+        done = subprocess.run(["make", "demo", "PY=./python"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, (failing, done.stdout, done.stderr)
+
+
+def test_a_folder_may_be_named_with_a_slash_and_is_never_overwritten(start, tmp_path):
+    command = ["-m", "prepare.sft", "--model", start / "untrained", "--dataset", start / "d_initial", "--steps", 2]
+    call(*command, "--out", f"{tmp_path}/sft/")
+    assert (tmp_path / "sft" / "model.safetensors").is_file()
+    assert "is there already" in call(*command, "--out", tmp_path / "sft", code=1).stderr
+
+
+def test_a_golden_model_that_exists_is_taken_as_it_is(start, tmp_path):
+    """--golden-steps 0: the same scores and the same form; a language model is refused, it has no score."""
+    command = ["-m", "prepare.preference_model", "train", "--dataset", start / "d_initial", "--steps", 0]
+    call(*command, "--model", start / "golden", "--form", "pairwise", "--out", tmp_path / "golden")
+    assert "pointwise" in (tmp_path / "golden" / "config.json").read_text()
+    assert (tmp_path / "golden" / "model.safetensors").read_bytes() == (start / "golden" / "model.safetensors").read_bytes()
+    done = call(*command, "--model", start / "sft", "--out", tmp_path / "other", code=1)
+    assert "is no preference model: it has no weights for score.weight" in done.stderr and not (tmp_path / "other").exists()
 
 
 def test_bf16_and_shuffle_windows(start, tmp_path):
@@ -210,8 +283,8 @@ def test_a_real_language_model_in_miniature(tmp_path):
     small = [*limits, "--batch-size", 4]
     command = ["-m", "prepare", "--out", tmp_path / "start", "--model", model, "--dataset", rows, *small, *MINIATURE]
     call(*[0 if previous == "--sft-steps" else argument for previous, argument in zip([None, *command], command)])
-    for name, value in load_policy(str(model), "cpu")[0].state_dict().items():
-        assert torch.equal(value, load_policy(str(tmp_path / "start" / "sft"), "cpu")[0].state_dict()[name])
+    for name, value in load_policy(str(model), "cpu", 64)[0].state_dict().items():
+        assert torch.equal(value, load_policy(str(tmp_path / "start" / "sft"), "cpu", 64)[0].state_dict()[name])
     for script in ("ipo_offline", "ipo_online"):
         call(f"{script}.py", "--start", tmp_path / "start", "--out", tmp_path / script, *SHORT, *limits)
         assert read_jsonl(tmp_path / script / "metrics.jsonl")[0]["loss"] == 25.0

@@ -43,7 +43,25 @@ def test_conversations_go_through_the_chat_template(tmp_path):
     rows = {"chosen": turns + answers[0], "rejected": turns + answers[1]}
     implicit = load(write_rows(tmp_path / "b.jsonl", [rows]), tokenizer)
     assert explicit == implicit
+    rows = {"prompt": "b", "chosen": turns + answers[0], "rejected": turns + answers[1]}  # prompt also as a string
+    assert load(write_rows(tmp_path / "c.jsonl", [rows]), tokenizer) == implicit
+    for chosen, rejected, reason in (
+        ([*answers[0], turns[0], *answers[0]], answers[1], "by one message each"),
+        (answers[0], [turns[0]], "must be the assistant's"),
+    ):
+        with pytest.raises(SystemExit, match=f"row 0: .*{reason}"):
+            load(write_rows(tmp_path / "d.jsonl", [{"prompt": turns, "chosen": chosen, "rejected": rejected}]), tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(SystemExit, match="row 0: roles must alternate"):
+        load(tmp_path / "a.jsonl", tokenizer)
     assert explicit[0]["text"] == "ubacuda" and explicit[0]["chosen"] == [6, 1] and explicit[0]["rejected"] == [7, 7, 1]
+
+
+def test_decode_is_the_inverse_of_encode_even_where_a_tokenizer_cleans_up():
+    tokenizer = letter_tokenizer(letters="ab .,")
+    tokenizer.clean_up_tokenization_spaces = True
+    prompts, responses, _ = encode(tokenizer, ["a", "b"], [" a .", " , b"], [True, False])
+    assert decode(tokenizer, prompts, responses) == ([" a .", " , b"], [True, False])
 
 
 def test_implicit_prompts_end_at_the_last_assistant_turn(tmp_path):
@@ -60,6 +78,7 @@ BAD = {
     "does not know": {"prompt": "a", "chosen": "z", "rejected": "b"},
     "chosen has 9 tokens, --max-response-tokens is 8": {"prompt": "a", "chosen": "abcdabcd", "rejected": "b"},
     "prompt has 9 tokens, --max-prompt-tokens is 8": {"prompt": "abcdabcda", "chosen": "a", "rejected": "b"},
+    "must be true or false": {"prompt": "a", "chosen": "a", "rejected": "b", "chosen_finished": "false"},
     "end token": {"prompt": "a", "chosen": "a<eos>b", "rejected": "b"},
 }
 
@@ -132,20 +151,26 @@ def test_generators_depend_on_their_key_alone():
 
 
 @needs_shared
-def test_own_samples_as_strings_give_back_their_ids():
-    """A real model with a tokenizer that marks the start of a text: sampled, decoded, loaded as strings."""
+def test_own_samples_as_strings_give_back_their_ids(tmp_path, capsys):
+    """A real model with a tokenizer that marks the start of a text: sampled, decoded, written, loaded as strings."""
     source = str(SHARED / "models" / "stories260K")
-    model, tokenizer = load_policy(source, "cpu")
+    model, tokenizer = load_policy(source, "cpu", 128)
     openings = [line["prompt"] for line in load_rows_of_stories()][:200]
     prompts = [tokenizer(text).input_ids for text in openings]
-    uniforms = torch.rand(len(prompts), 40, generator=torch.Generator().manual_seed(0))
-    responses = sample(model, prompts, uniforms, tokenizer)
-    words, finished = decode(tokenizer, prompts, responses)
-    heads, tails, alone = encode(tokenizer, openings, words, finished)
-    same = sum(y == tail for y, tail in zip(responses, tails)) / len(responses)
-    naive = sum(y == tokenizer(word, add_special_tokens=False).input_ids for y, word in zip(responses, words)) / len(responses)
-    print(f"ids given back: {same:.1%} of {len(responses)}; had the responses been encoded alone: {naive:.1%}")
-    assert heads == prompts and same >= 0.95 and naive < 0.5
+    uniforms = torch.rand(2 * len(prompts), 40, generator=torch.Generator().manual_seed(0))
+    responses = sample(model, prompts * 2, uniforms, tokenizer)
+    texts, finished = decode(tokenizer, prompts * 2, responses)
+    columns = ("prompt", "chosen", "chosen_finished", "rejected", "rejected_finished")
+    halves = [side[part] for part in (slice(200), slice(200, None)) for side in (texts, finished)]
+    rows = [dict(zip(columns, values)) for values in zip(openings, *halves)]
+    pairs = load(write_rows(tmp_path / "own.jsonl", rows), tokenizer, prompt=64, response=64)
+    loaded = [pair["chosen"] for pair in pairs] + [pair["rejected"] for pair in pairs]
+    same = sum(y == ids for y, ids in zip(responses, loaded, strict=True)) / len(responses)
+    alone = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    alone = sum(y[: len(y) - done] == ids for y, done, ids in zip(responses, finished, alone)) / len(responses)
+    with capsys.disabled():
+        print(f" [{same:.1%} of {len(responses)} samples give back their ids, {alone:.1%} if encoded alone] ", end="")
+    assert [pair["prompt"] for pair in pairs] == prompts and same >= 0.95 and alone < 0.5
 
 
 def load_rows_of_stories():
