@@ -297,7 +297,7 @@ def main(args):
         log("metrics", metrics)
         seconds = {"time/sample": 0.0, "time/label": 0.0, "time/train": clock[1] - clock[0]}
         speed = {"tokens_per_second": batch.response_mask.sum().item() / (clock[-1] - clock[0])}
-        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else 0
+        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             shown = evaluate_and_save(step + 1)

@@ -303,7 +303,7 @@ def main(args):
         names = ("time/sample", "time/label", "time/train")
         seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
         speed = {"tokens_per_second": batch.response_mask.sum().item() / (clock[-1] - clock[0])}
-        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else 0
+        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             shown = evaluate_and_save(step + 1)

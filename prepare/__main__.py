@@ -11,13 +11,17 @@ A stage that is there already is skipped, so an interrupted call is continued by
 """
 
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 
 import ipo_online
@@ -25,6 +29,8 @@ from common import check_ranges, decode, fail, generator, load_pairs, load_polic
 from prepare import finished_folder, reviews, sft
 from prepare.preference_model import Relabel, Train, relabel, train
 
+READING = ("device", "max_prompt_tokens", "max_response_tokens", "on_bad_row")  # what every stage takes
+TRAINING = (*READING, "precision", "batch_size")  # and every stage that trains
 UNCHECKED = ("out", "device", "on_bad_row")  # a start that was begun may be moved, and gone on with differently in these
 
 
@@ -75,13 +81,13 @@ class Args:
     """pairs a step, in every stage"""
 
 
-def split_by_prompt(args: Args, seed: int) -> None:
+def split_by_prompt(args: Args) -> None:
     """Write d_initial/: the usable rows of --dataset, 5 % of the prompts (at most 1,000) in test.jsonl, never trained on."""
     rows = load_rows(args.dataset)
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
     pairs = load_pairs(args.dataset, load_tokenizer(args.model), *limits)
     prompts = list(dict.fromkeys(pair["text"] for pair in pairs))
-    random.Random(seed).shuffle(prompts)
+    random.Random(args.seed).shuffle(prompts)
     test = set(prompts[: min(1000, -(-len(prompts) // 20))])
     if len(prompts) < 2:
         fail(f"{args.dataset}: all usable rows have one prompt; at least two are needed, one of them to hold out")
@@ -91,8 +97,16 @@ def split_by_prompt(args: Args, seed: int) -> None:
             (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def store_responses(args: Args, run: Path) -> None:
-    """Write golden_policy/: the run's last policy, and its response at temperature 1 to training and held-out prompts."""
+def make_golden_policy(args: Args) -> None:
+    """Write golden_policy/: online IPO with golden as the judge, and its responses to training and held-out prompts."""
+    out, run = args.out, Path(args.out, "golden_policy.run")
+    shutil.rmtree(run, ignore_errors=True)
+    training = {name: getattr(args, name) for name in TRAINING}
+    few = {"eval_every": args.policy_steps, "eval_prompts": 64, "kl_prompts": 64}
+    rates = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate, "seed": args.seed}
+    roles = {"start": out, "judge": f"{out}/golden", "golden": f"{out}/golden", "out": str(run)}
+    ipo_online.main(ipo_online.Args(**roles, **rates, **few, **training))
+
     device = pick_device(args.device)
     policy, tokenizer = load_policy(str(run / "policy"), device, args.max_prompt_tokens + args.max_response_tokens)
     rows = []
@@ -111,6 +125,14 @@ def store_responses(args: Args, run: Path) -> None:
         policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     shutil.rmtree(run)
+
+
+def stage(folder: Path, function, argument) -> None:
+    """function(argument) makes the folder, unless it is there."""
+    began, missing = time.time(), not folder.exists()
+    if missing:
+        function(argument)
+    print(f"{folder}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
 
 
 def main(args: Args) -> None:
@@ -132,44 +154,32 @@ def main(args: Args) -> None:
 
     model = args.model or f"{out}/untrained"
     golden_model = args.golden_model or (f"{out}/untrained_golden" if embedded else args.model)
-    limits = {"max_prompt_tokens": args.max_prompt_tokens, "max_response_tokens": args.max_response_tokens}
-    shared = {"device": args.device, "on_bad_row": args.on_bad_row, **limits}
-    training = {"batch_size": args.batch_size, "precision": args.precision, **shared}
+    reading = {name: getattr(args, name) for name in READING}
+    training = {name: getattr(args, name) for name in TRAINING}
     judging = {"form": args.form, "learning_rate": args.preference_learning_rate, **training}
-    initial, relabelled, run = f"{out}/d_initial", f"{out}/d_golden", out / "golden_policy.run"
-
-    def train_golden_policy():
-        shutil.rmtree(run, ignore_errors=True)
-        few = {"eval_every": args.policy_steps, "eval_prompts": 64, "kl_prompts": 64}
-        rates = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate, "seed": args.seed}
-        golden = {"start": args.out, "judge": f"{out}/golden", "golden": f"{out}/golden", "out": str(run)}
-        ipo_online.main(ipo_online.Args(**golden, **rates, **few, **training))
-        store_responses(args, run)
-
+    initial, golden, relabelled = f"{out}/d_initial", f"{out}/golden", f"{out}/d_golden"
+    writing = {"seed": args.seed, "steps": args.sft_steps, "learning_rate": args.sft_learning_rate, **training}
+    rating, copying = {"seed": args.seed + 1000, "steps": args.golden_steps}, {"seed": args.seed, "steps": args.proxy_steps}
+    world = reviews.main, reviews.Args(args.out, args.seed, args.pairs)
     stages = {
-        "d_initial": lambda: (
-            reviews.main(reviews.Args(args.out, args.seed, args.pairs)) if embedded else split_by_prompt(args, args.seed)
-        ),
-        "sft": lambda: sft.main(
-            sft.Args(
-                model, initial, f"{out}/sft", args.seed, steps=args.sft_steps, learning_rate=args.sft_learning_rate, **training
-            )
-        ),
-        "golden": lambda: train(
-            Train(golden_model, initial, f"{out}/golden", seed=args.seed + 1000, steps=args.golden_steps, **judging)
-        ),
-        "d_golden": lambda: relabel(Relabel(f"{out}/golden", initial, relabelled, **shared)),
-        "proxy": lambda: train(
-            Train(f"{out}/sft", relabelled, f"{out}/proxy", seed=args.seed, steps=args.proxy_steps, **judging)
-        ),
-        "golden_policy": train_golden_policy,
+        "d_initial": world if embedded else (split_by_prompt, args),
+        "sft": (sft.main, sft.Args(model, initial, f"{out}/sft", **writing)),
+        "golden": (train, Train(golden_model, initial, golden, **rating, **judging)),
+        "d_golden": (relabel, Relabel(golden, initial, relabelled, **reading)),
+        "proxy": (train, Train(f"{out}/sft", relabelled, f"{out}/proxy", **copying, **judging)),
+        "golden_policy": (make_golden_policy, args),
     }
-    for name, make in stages.items():
-        began, missing = time.time(), not (out / name).exists()
-        if missing:
-            make()
-            (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
-        print(f"{out}/{name}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
+    for name in ("d_initial", "sft", "golden", "d_golden"):
+        stage(out / name, *stages[name])
+        (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
+    # the last two need nothing of each other: side by side, the proxy in a process of its own, with half the threads each
+    threads = max(1, torch.get_num_threads() // 2)
+    torch.set_num_threads(threads)
+    os.environ["TQDM_POSITION"] = "1"  # the other process's bar goes below this one's
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as beside:
+        proxy = None if (out / "proxy").exists() else beside.submit(*stages["proxy"])
+        stage(out / "golden_policy", *stages["golden_policy"])
+        print(f"{out}/proxy: " + ("made meanwhile" if proxy and not proxy.result() else "there already"))
 
 
 if __name__ == "__main__":
