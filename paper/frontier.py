@@ -86,7 +86,7 @@ def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
     for name, height in lines.items():
         axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
         axes.annotate(
-            name, (1, height), (0, 3), axes.get_yaxis_transform(), "offset points", ha="right", color="grey", fontsize=11
+            name, (0, height), (6, 3), axes.get_yaxis_transform(), "offset points", ha="left", color="grey", fontsize=11
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
