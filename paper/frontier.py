@@ -95,7 +95,7 @@ def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
     axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")
     axes.set_ylabel(f"win rate against the {opponent}")
     axes.set_title(args.title, fontsize=13, loc="left")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(0.0, 0.75))
+    axes.legend(frameon=False, loc="best")
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     for ending in ("png", "svg"):
         figure.savefig(f"{args.out}.{ending}", dpi=160)
