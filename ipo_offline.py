@@ -196,7 +196,8 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
     row["response_length"] = sum(map(len, responses)) / len(responses)
     row["finished"] = sum(finished) / len(responses)
     row["samples"] = [prompt + response for prompt, response in zip(evaluation.texts[:3], words)]
-    columns = {"prompt": evaluation.texts, "response": words, "finished": finished}
+    splits = ["train"] * evaluation.train + ["test"] * (len(prompts) - evaluation.train)
+    columns = {"split": splits, "prompt": evaluation.texts, "response": words, "finished": finished}
     columns |= {f"{name}_margin": values.tolist() for name, values in verdicts.items()}
     return row, [dict(zip(columns, values)) for values in zip(*columns.values())]
 

@@ -1,6 +1,7 @@
-"""Pictures and tables from the folders that runs leave behind.
+"""The paper's figures, and pictures and tables from the folders that runs leave behind.
 
-python -m paper frontier RUN...     KL to SFT against win rate, the paper's Figure 1, as PNG and SVG, and a table
+python -m paper fig1                the offline sweep against online, for one loss: makes the runs it lacks, picture, tables
+python -m paper frontier RUN...     KL to SFT against win rate, as PNG and SVG, and a table
 python -m paper agreement RUN...    how far the judges agree, on the data and on what each run's last policy samples
 """
 
@@ -8,12 +9,14 @@ from typing import Annotated
 
 import tyro
 
-from paper import agreement, frontier
+from paper import agreement, fig1, frontier
 
 if __name__ == "__main__":
     args = tyro.cli(
-        Annotated[frontier.Args, tyro.conf.subcommand("frontier", description=frontier.__doc__)]
+        Annotated[fig1.Args, tyro.conf.subcommand("fig1", description=fig1.__doc__)]
+        | Annotated[frontier.Args, tyro.conf.subcommand("frontier", description=frontier.__doc__)]
         | Annotated[agreement.Args, tyro.conf.subcommand("agreement", description=agreement.__doc__)],
         description=__doc__,
     )
-    (frontier if isinstance(args, frontier.Args) else agreement).main(args)
+    modules = {fig1.Args: fig1, frontier.Args: frontier, agreement.Args: agreement}
+    modules[type(args)].main(args)

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import fail, load_rows, mean_stderr, wins
+from common import fail, mean_stderr, wins
 from prepare.reviews import MONTHS, taste
 
 matplotlib.use("agg")
@@ -31,11 +31,15 @@ class Args:
     """line above the picture"""
 
 
+def json_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def load_run(folder: str) -> tuple[dict, list[dict]]:
     """(args.json, the rows of evals.jsonl) of a run."""
     try:
         args = json.loads(Path(folder, "args.json").read_text())
-        evals = [json.loads(line) for line in Path(folder, "evals.jsonl").read_text().splitlines()]
+        evals = json_lines(Path(folder, "evals.jsonl"))
     except (OSError, ValueError) as error:
         fail(f"{folder}: not the folder of a run ({error})")
     if not evals or evals[0]["win_rate"] is None:
@@ -45,14 +49,22 @@ def load_run(folder: str) -> tuple[dict, list[dict]]:
 
 def rule_win_rate(folder: str, args: dict, row: dict) -> tuple[float, float] | None:
     """(win rate, standard error) by the embedded world's exact rule, None elsewhere: the verdict behind the verdicts."""
-    rows = load_rows(str(Path(folder, "responses", f"{row['step']}.jsonl")))
+    rows = [r for r in json_lines(Path(folder, "responses", f"{row['step']}.jsonl")) if r["split"] == "train"]
     if row["baseline"] == "sft" or not any(f" in {month}, " in rows[0]["prompt"] for month in MONTHS):
         return None
-    stored = load_rows(str(Path(args["baseline"], "responses.jsonl")))
-    baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored if r["split"] == "train"}
-    rows = [r for r in rows if r["prompt"] in baseline]
+    stored = json_lines(Path(args["baseline"], "responses.jsonl"))
+    baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored}
     margins = [taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]
     return mean_stderr(wins(torch.tensor(margins)), [r["prompt"] for r in rows])
+
+
+def kl_axis(axes) -> None:
+    """A log axis of KL with numbers that can be read."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")
 
 
 def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
@@ -88,11 +100,7 @@ def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
         axes.annotate(
             name, (0, height), (6, 3), axes.get_yaxis_transform(), "offset points", ha="left", color="grey", fontsize=11
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")
-    axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")
+    kl_axis(axes)
     axes.set_ylabel(f"win rate against the {opponent}")
     axes.set_title(args.title, fontsize=13, loc="left")
     axes.legend(frameon=False, loc="best")

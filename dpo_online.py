@@ -1,0 +1,320 @@
+"""Online DPO: learn from pairs that the policy has just sampled and a judge has just labelled (docs/dpo.md).
+
+Its sibling dpo_offline.py minimises the same loss in the same way, on pairs that were collected beforehand.
+Copy this file and common.py into a project of your own and change what you like: it is meant to be read, not imported.
+"""
+
+import importlib.util
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from common import (
+    batch_order,
+    check_args,
+    collate,
+    decode,
+    describe_run,
+    fail,
+    generator,
+    load_evaluation,
+    load_judge,
+    load_pairs,
+    load_policy,
+    margin,
+    mean_stderr,
+    pick_device,
+    wins,
+)
+
+
+@dataclass
+class Args:
+    # ---- starting point
+    start: str | None = None
+    """folder made by `python -m prepare`, with everything below in it (default: starts/reviews, made if missing)"""
+    model: str | None = None
+    """the policy to start from, which stays the frozen reference: folder or Hub name (default: START/sft)"""
+    dataset: str | None = None
+    """preference pairs: file, folder or Hub name; the online script reads only their prompts (default: START/d_golden)"""
+    judge: str | None = None
+    """the preference model that labels the samples, called the proxy in the paper (default: START/proxy)"""
+    golden: str | None = None
+    """the preference model that stands for the human rater in win rates (default: START/golden)"""
+    baseline: str | None = None
+    """folder with the golden policy's stored responses, the opponent in win rates (default: START/golden_policy)"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """whether a row of the data that cannot be used ends the program or is left out and counted"""
+
+    # ---- experiment
+    out: str | None = None
+    """folder of this run (default: runs/<start>/<script>__<seed>__<time>)"""
+    seed: int = 1
+    """seed of everything random: the order of the data and every sampled token"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 samples and trains under autocast; weights, AdamW, log-softmax, judges and evaluation stay in fp32"""
+
+    # ---- algorithm
+    steps: int = 400
+    """gradient steps (paper: 4,000)"""
+    batch_size: int = 32
+    """preference pairs a step (paper: 32)"""
+    learning_rate: float = 5e-4
+    """constant learning rate of AdamW, no weight decay (paper: 1e-5 for a 770M-parameter T5)"""
+    beta: float = 0.1
+    """strength of the pull towards the reference: the push on the log-ratio margin fades at 1 / beta nats (paper: not run)"""
+    max_grad_norm: float = 0.0
+    """clip the gradient to this norm; 0 = off (paper: not stated)"""
+    max_prompt_tokens: int = 16
+    """longest prompt, in tokens; longer ones are bad rows, never cut (paper: 1,024)"""
+    max_response_tokens: int = 33
+    """longest response, in tokens, the end token included (paper: 128)"""
+
+    # ---- evaluation and output
+    eval_every: int = 40
+    """gradient steps between evaluations (paper: not stated)"""
+    eval_prompts: int = 512
+    """prompts for the win rate, the same number again held out, and pairs for the accuracy (paper: 2,048)"""
+    kl_prompts: int = 256
+    """the first so many of those prompts serve for KL(policy || sft), one sample each (paper: 256)"""
+    save_policies: bool = False
+    """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
+    track: bool = False
+    """log to Weights & Biases too (needs `pip install wandb`)"""
+
+
+@torch.no_grad()
+def sample(model, prompts, uniforms, tokenizer):
+    """Sample one response to each prompt at temperature 1, from the whole vocabulary: the policy itself, nothing sharper.
+
+    prompts: N lists of ids. uniforms: (N, T) in [0, 1), one for each token that may be sampled, so that a response does
+    not depend on its batch mates. Returns N lists of at most T ids; one that ended by itself has the end token as its last.
+    """
+    batch = collate(prompts, [[]] * len(prompts), tokenizer, model.device)
+    mask, uniforms = batch.prompt_mask, uniforms.to(model.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # (N, P) left padding does not count
+    out = model(batch.prompt, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    alive, tokens = mask[:, -1:] == 1, []
+    for t in range(uniforms.shape[1]):
+        cdf = out.logits[:, -1].float().softmax(-1).cumsum(-1)  # (N, V)
+        token = torch.searchsorted(cdf, uniforms[:, t, None] * cdf[:, -1:], right=True)  # (N, 1) the inverse CDF
+        token = token.clamp(max=cdf.shape[1] - 1)  # should the logits be nan, the loss will be too, and says so
+        tokens.append(token.where(alive, -1))
+        alive = alive & (token != tokenizer.eos_token_id)
+        if t + 1 == uniforms.shape[1] or not alive.any():
+            break
+        mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions[:, -1:] + 1
+        out = model(token, attention_mask=mask, position_ids=positions, past_key_values=out.past_key_values, use_cache=True)
+    return [[token for token in row if token >= 0] for row in torch.cat(tokens, 1).tolist()]
+
+
+def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
+    """The same for any number of prompts, `width` of them at a time; random: the generator of their uniforms."""
+    uniforms = torch.rand(len(prompts), max_tokens, generator=random)
+    parts = [slice(i, i + width) for i in range(0, len(prompts), width)]
+    return [response for part in parts for response in sample(model, prompts[part], uniforms[part], tokenizer)]
+
+
+def response_logprobs(model, batch):
+    """(N, T, V) log-probabilities of every possible token at every place of the response, in fp32 or finer."""
+    ids = torch.cat([batch.prompt, batch.response], 1)
+    mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    width = batch.response.shape[1] + 1  # the last prompt token predicts the first response token
+    logits = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=width, use_cache=False).logits[:, :-1]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def sequence_logprob(model, batch):
+    """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated."""
+    logprobs = response_logprobs(model, batch).gather(-1, batch.response[:, :, None]).squeeze(-1)  # (N, T)
+    return (logprobs * batch.response_mask).sum(1)
+
+
+def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    """(B,) DPO: -log sigmoid(beta h), h being the chosen response's log-ratio minus the rejected one's.
+
+    All arguments but beta: (B,) sequence log-probabilities. Rafailov et al. 2023 (arXiv 2305.18290), Eq. 7; it is
+    f(beta h) with f(z) = log(1 + exp(-z)) in Appendix B of Tang et al. 2024.
+    """
+    h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return torch.nn.functional.softplus(-beta * h)
+
+
+@torch.no_grad()
+def kl_to_sft(policy, sft, batch):
+    """(N,) KL(policy || sft) along each response: exact over the vocabulary at every prefix, summed over its tokens.
+
+    Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
+    """
+    p, q = response_logprobs(policy, batch), response_logprobs(sft, batch)
+    terms = p.exp() * (p - q) - p.exp() + q.exp()  # the last two sum to 0 and keep rounding from making a term negative
+    return (terms.sum(-1) * batch.response_mask).sum(1)
+
+
+@torch.no_grad()
+def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args):
+    """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
+    prompts, width = evaluation.prompts, 2 * args.batch_size
+    random = generator(args.seed, step, "evaluate")
+    responses = sample_in_parts(policy, prompts, args.max_response_tokens, random, tokenizer, width)
+
+    kls, count = [], min(args.kl_prompts, evaluation.train)
+    for i in range(0, count, width):
+        part = slice(i, min(i + width, count))
+        kls.append(kl_to_sft(policy, reference, collate(prompts[part], responses[part], tokenizer, args.device)))
+    kl, kl_stderr = mean_stderr(torch.cat(kls), evaluation.texts[:count])
+    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.opponent}, {}
+    for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
+        row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
+        if judge is not None:
+            verdicts[name] = margin(judge, prompts, responses, evaluation.baseline)
+            for key, part in ((name, slice(evaluation.train)), (f"{name}_heldout", slice(evaluation.train, None))):
+                if prompts[part]:
+                    row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
+
+    h = []
+    for i in range(0, len(evaluation.pairs), args.batch_size):
+        pairs = evaluation.pairs[i : i + args.batch_size]
+        both = [p["prompt"] for p in pairs] * 2, [p["chosen"] for p in pairs] + [p["rejected"] for p in pairs]
+        batch = collate(*both, tokenizer, args.device)
+        chosen, rejected = (sequence_logprob(policy, batch) - sequence_logprob(reference, batch)).chunk(2)
+        h.append(chosen - rejected)
+    row["accuracy"] = wins(torch.cat(h)).mean().item()
+
+    words, finished = decode(tokenizer, prompts, responses)
+    row["response_length"] = sum(map(len, responses)) / len(responses)
+    row["finished"] = sum(finished) / len(responses)
+    row["samples"] = [prompt + response for prompt, response in zip(evaluation.texts[:3], words)]
+    splits = ["train"] * evaluation.train + ["test"] * (len(prompts) - evaluation.train)
+    columns = {"split": splits, "prompt": evaluation.texts, "response": words, "finished": finished}
+    columns |= {f"{name}_margin": values.tolist() for name, values in verdicts.items()}
+    return row, [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def main(args):
+    check_args(args)
+    args.device = pick_device(args.device)
+    folder = Path(args.start or args.model).name
+    args.out = args.out or f"runs/{folder}/{Path(__file__).stem}__{args.seed}__{int(time.time())}"
+    if Path(args.out).is_file() or (Path(args.out).exists() and any(Path(args.out).iterdir())):
+        fail(f"--out {args.out}: there is something in this place already; name another")
+    if args.track and not importlib.util.find_spec("wandb"):
+        fail("--track needs Weights & Biases: pip install wandb")
+
+    tokens = args.max_prompt_tokens + args.max_response_tokens
+    policy, tokenizer = load_policy(args.model, args.device, tokens)
+    reference, _ = load_policy(args.model, args.device, tokens)
+    reference.requires_grad_(False)
+    golden = load_judge(args.golden, tokenizer, args.device, tokens)
+    proxy = load_judge(args.judge, tokenizer, args.device, tokens)
+    pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
+    evaluation = load_evaluation(args, tokenizer, pairs)
+    if evaluation.opponent == "sft":
+        opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
+        evaluation.baseline = sample_in_parts(*opponent, tokenizer, 2 * args.batch_size)
+    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0)
+    autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
+
+    out = Path(args.out)
+    (out / "responses").mkdir(parents=True)
+    (out / "args.json").write_text(json.dumps(describe_run(args), indent=1) + "\n")
+    if args.track:
+        import wandb
+
+        wandb.init(project="tandem", name=out.name, config=vars(args), sync_tensorboard=True)
+    writer = SummaryWriter(str(out))
+    files = {name: open(out / f"{name}.jsonl", "w", buffering=1) for name in ("metrics", "timings", "evals")}
+
+    def log(name, row):
+        files[name].write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if isinstance(value, (int, float)):
+                writer.add_scalar(f"{name}/{key}", value, row["step"])
+
+    def evaluate_and_save(step):
+        row, responses = evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args)
+        log("evals", row)
+        (out / "responses" / f"{step}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in responses))
+        if args.save_policies:
+            policy.save_pretrained(out / "policies" / str(step))
+            tokenizer.save_pretrained(out / "policies" / str(step))
+        return {"kl": row["kl"], "win": row["win_rate"]}
+
+    shown = evaluate_and_save(0)
+    bar = tqdm(order, desc=Path(__file__).stem, unit="step")
+    for step, indices in enumerate(bar):
+        # ---- a batch of pairs: sample two responses to each prompt from the policy as it is now, and ask the judge
+        clock = [time.perf_counter()]
+        prompts = [pairs[i]["prompt"] for i in indices]
+        uniforms = torch.rand(2 * len(prompts), args.max_response_tokens, generator=generator(args.seed, step, "sample"))
+        with autocast:
+            responses = sample(policy, prompts * 2, uniforms, tokenizer)
+        clock.append(time.perf_counter())
+        first, second = responses[: len(prompts)], responses[len(prompts) :]
+        margins = margin(proxy, prompts, first, second).tolist()
+        chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
+        rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
+        clock.append(time.perf_counter())
+
+        # ---- log-probabilities of both responses, by the policy and by the frozen reference, from the same tensors
+        batch = collate(prompts * 2, chosen + rejected, tokenizer, args.device)
+        with autocast:
+            policy_chosen, policy_rejected = sequence_logprob(policy, batch).chunk(2)
+            with torch.no_grad():
+                reference_chosen, reference_rejected = sequence_logprob(reference, batch).chunk(2)
+
+        # ---- the loss, and one step of AdamW
+        loss = preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, args.beta).mean()
+        if not loss.isfinite():
+            fail(f"step {step}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm or float("inf"))
+        optimizer.step()
+
+        # ---- what happened; step 0 is the first batch, before any update
+        rewards = args.beta * (policy_chosen - reference_chosen), args.beta * (policy_rejected - reference_rejected)
+        rewards_chosen, rewards_rejected = (r.detach() for r in rewards)
+        metrics = {
+            "step": step,
+            "loss": loss.item(),
+            "rewards/chosen": rewards_chosen.mean().item(),
+            "rewards/rejected": rewards_rejected.mean().item(),
+            "rewards/margins": (rewards_chosen - rewards_rejected).mean().item(),
+            "rewards/accuracies": wins(rewards_chosen - rewards_rejected).mean().item(),
+            "logps/chosen": policy_chosen.mean().item(),
+            "logps/rejected": policy_rejected.mean().item(),
+            "ties": sum(m == 0 for m in margins) / len(margins),
+            "learning_rate": args.learning_rate,
+            "grad_norm": grad_norm.item(),
+        }
+        clock.append(time.perf_counter())
+        log("metrics", metrics)
+        names = ("time/sample", "time/label", "time/train")
+        seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
+        speed = {"tokens_per_second": batch.response_mask.sum().item() / (clock[-1] - clock[0])}
+        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
+        log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
+        if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
+            shown = evaluate_and_save(step + 1)
+        bar.set_postfix({"loss": metrics["loss"], **shown}, refresh=False)
+
+    policy.save_pretrained(out / "policy")
+    tokenizer.save_pretrained(out / "policy")
+    writer.close()
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

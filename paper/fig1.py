@@ -1,0 +1,187 @@
+"""Figure 1: one online setting against a swept offline pool, by the win rate at equal KL and at the peak.
+
+    python -m paper fig1 --list              the runs, what is done, and the estimated core-hours of the rest
+    python -m paper fig1 --loss ipo --jobs 2
+
+The offline side may choose its learning rate, beta and number of steps, the online side has the script's defaults. A curve is
+one run, and a run of 1x steps is the first part of the one of 5x. The win rate at k nats is interpolated in log KL between the
+two evaluations of a curve's first crossing, never extrapolated. Whatever is chosen, the best run at k nats or the best
+evaluation of all, is chosen on one half of the evaluation prompts and reported on the other, and the other way round: the
+best of many noisy numbers is too good otherwise.
+"""
+
+import importlib
+import math
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from common import check_ranges, mean_stderr
+from paper.frontier import COLORS, NAMES, kl_axis
+from paper.runs import Curve, Run, load_curve, make, show
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+# learning rates as multiples of the script's default, betas; IPO's grid holds the paper's own, the others' are reduced
+GRIDS = {
+    "ipo": ((0.3, 1, 3), (0.02, 0.05, 0.1, 0.5, 1.0)),
+    "dpo": ((1, 3), (0.02, 0.1, 0.5)),
+    "slic": ((1, 3), (0.02, 0.1, 0.5)),
+}
+PAPER_BETAS = (0.1, 0.5, 1.0)
+TIMES = 5  # the long offline runs have so many times the steps of the online run
+EVAL_EVERY = 40
+NATS = (1, 2, 3, 4)
+
+
+@dataclass
+class Args:
+    loss: Literal["ipo", "dpo", "slic"] = "ipo"
+    """whose two scripts"""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """every stage is made anew for each of them"""
+    starts: str = "starts/reviews-{seed}"
+    """folder of the start of each seed, made where it is missing"""
+    runs: str = "runs/paper"
+    """folder of the runs, which other figures share"""
+    out: str = "docs/pictures/fig1_{loss}"
+    """picture to write, without its ending"""
+    jobs: int = 1
+    """processes at a time, one thread each"""
+    list: bool = False
+    """only list the runs"""
+
+
+def grid(args: Args, seed: int) -> tuple[Run, list[Run]]:
+    """(the online run, the pool of long offline runs) of a seed."""
+    start = args.starts.format(seed=seed)
+    online = importlib.import_module(f"{args.loss}_online").Args
+    common = {"start": start, "seed": seed, "eval_every": EVAL_EVERY, "root": args.runs}
+    rates, betas = GRIDS[args.loss]
+    pool = []
+    for rate, beta in product(rates, betas):
+        options = {"learning_rate": float(f"{rate * online.learning_rate:.3g}"), "beta": beta}
+        pool.append(Run(f"{args.loss}_offline", steps=TIMES * online.steps, options=options, **common))
+    return Run(f"{args.loss}_online", steps=online.steps, **common), pool
+
+
+def at_kl(curve: Curve, nats: float) -> torch.Tensor | None:
+    """(P,) each prompt's win rate where the curve first crosses so many nats, linear in log KL between two evaluations.
+
+    None where it never does, or does before its first evaluation after an update: nothing is extrapolated.
+    """
+    for i, (low, high) in enumerate(zip(curve.kl, curve.kl[1:])):
+        if low < nats <= high:
+            if low <= 0:
+                return None
+            share = math.log(nats / low) / math.log(high / low)
+            return (1 - share) * curve.wins[i] + share * curve.wins[i + 1]
+    return None
+
+
+def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """((P,) win rates, the two chosen): each half of the prompts by the candidate that is best on the other half."""
+    stacked = torch.stack(candidates)  # (C, P)
+    chosen = [stacked[:, 1::2].mean(1).argmax().item(), stacked[:, 0::2].mean(1).argmax().item()]
+    values = torch.empty_like(stacked[0])
+    values[0::2], values[1::2] = stacked[chosen[0], 0::2], stacked[chosen[1], 1::2]
+    return values, chosen
+
+
+def peak(curves: list[Curve]) -> tuple[torch.Tensor, list[float]]:
+    """((P,) win rates, KL of the two chosen) of the best evaluation of all curves."""
+    values, chosen = best_of([row for curve in curves for row in curve.wins])
+    kl = [nats for curve in curves for nats in curve.kl]
+    return values, [kl[i] for i in chosen]
+
+
+def compare(online: Curve, pools: dict[str, list[Curve]]) -> list[list[str]]:
+    """The rows of a seed's table: win rates at each KL and at the peak, and how far online is ahead of each pool."""
+
+    def cell(values):
+        return "{:.3f} ± {:.3f}".format(*mean_stderr(values, online.prompts))
+
+    def difference(values):
+        return "{:+.3f} ± {:.3f}".format(*mean_stderr(values, online.prompts))
+
+    def end(curves):
+        return f"not comparable, ends at {max(max(curve.kl) for curve in curves):.1f} nats"
+
+    at_online = {nats: at_kl(online, nats) for nats in NATS}
+    peak_online, kl = peak([online])
+    cells = [end([online]) if value is None else cell(value) for value in at_online.values()]
+    rows = [["online", *cells, f"{cell(peak_online)} at {sum(kl) / 2:.1f}"]]
+    for name, curves in pools.items():
+        cells, ahead = [], []
+        for nats in NATS:
+            candidates = [value for curve in curves if (value := at_kl(curve, nats)) is not None]
+            value = best_of(candidates)[0] if candidates else None
+            cells.append(end(curves) if value is None else f"{cell(value)} of {len(candidates)}")
+            ahead.append("-" if value is None or at_online[nats] is None else difference(at_online[nats] - value))
+        value, kl = peak(curves)
+        rows.append([name, *cells, f"{cell(value)} at {kl[0]:.1f}, {kl[1]:.1f}"])
+        rows.append([f"online ahead of {name}", *ahead, difference(peak_online - value)])
+    return rows
+
+
+def pools_of(curves: list[Curve], short: int) -> dict[str, list[Curve]]:
+    """The offline pool as a whole, and the parts of it that are shown alone."""
+    pools = {"offline pool": curves, "offline pool, 1x steps": [curve.until(short) for curve in curves]}
+    paper = [curve for curve in curves if curve.run.options["beta"] in PAPER_BETAS]
+    return pools | ({"offline, the paper's betas": paper} if len(paper) < len(curves) else {})
+
+
+def draw(loss: str, results: list[tuple[int, Curve, list[Curve]]], out: str) -> None:
+    """A panel for each seed: all offline runs, light for a large beta and dark for a small one, and the online run."""
+    plt.rcParams.update({"font.size": 13, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
+    figure, panels = plt.subplots(
+        1, len(results), figsize=(1 + 4.6 * len(results), 4.8), sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    betas = sorted({curve.run.options["beta"] for _, _, pool in results for curve in pool})
+    shades = dict(zip(betas, plt.get_cmap("Blues")(torch.linspace(1.0, 0.35, len(betas)).tolist())))
+    for axes, (seed, online, pool) in zip(panels[0], results):
+        for curve in sorted(pool, key=lambda curve: -curve.run.options["beta"]):
+            beta = curve.run.options["beta"]
+            first = not any(line.get_label() == f"offline, beta {beta:g}" for line in axes.lines)
+            label = f"offline, beta {beta:g}" if first else None
+            axes.plot(curve.kl[1:], curve.wins.mean(1)[1:], color=shades[beta], linewidth=1, label=label)
+        style = {"color": COLORS["online"], "linewidth": 2.2, "marker": "o", "markersize": 4}
+        axes.plot(online.kl[1:], online.wins.mean(1)[1:], label="online, defaults", **style)
+        axes.axhline(0.5, color="grey", linestyle="--", linewidth=1, zorder=0)
+        axes.set_title(f"{NAMES[loss]}, seed {seed}", fontsize=13, loc="left")
+        kl_axis(axes)
+    panels[0][0].set_ylabel("win rate against the golden policy")
+    panels[0][0].legend(frameon=False, fontsize=10, loc="upper left")
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(f"{out}.{ending}", dpi=140)
+    plt.close(figure)
+
+
+def main(args: Args) -> None:
+    check_ranges(args, zero=())
+    grids = {seed: grid(args, seed) for seed in args.seeds}
+    runs = [run for online, pool in grids.values() for run in (online, *pool)]
+    if args.list:
+        show(runs)
+        return
+    make(runs, args.jobs)
+    results = [(seed, load_curve(online), [load_curve(run) for run in pool]) for seed, (online, pool) in grids.items()]
+    out = args.out.format(loss=args.loss)
+    draw(args.loss, results, out)
+    for seed, online, pool in results:
+        table = Table(title=f"{NAMES[args.loss]}, seed {seed}: mean ± standard error over prompts", box=box.MARKDOWN)
+        for name in ("win rate", *(f"at {k} nat{'s' * (k > 1)}" for k in NATS), "at the peak (its KL)"):
+            table.add_column(name, no_wrap=True)
+        for row in compare(online, pools_of(pool, online.run.steps)):
+            table.add_row(*row)
+        Console(width=220, soft_wrap=True).print(table)
+    print(f"wrote {out}.png and {out}.svg")

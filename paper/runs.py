@@ -1,0 +1,150 @@
+"""Runs of the scripts that a figure is made of: named by their arguments, made once, several at a time."""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from common import fail, wins
+from paper.frontier import json_lines, load_run
+
+# Seconds on one core of a 2.3 GHz Xeon for the embedded world: what --list estimates with, measured as docs/findings.md says.
+SECONDS = {"offline": 0.062, "online": 0.133, "evaluation": 2.2, "start-up": 8, "prepare": 230}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a script: everything that it is told, and where it leaves its folder."""
+
+    script: str
+    start: str
+    seed: int
+    steps: int
+    eval_every: int
+    options: dict = field(default_factory=dict, hash=False)  # further arguments, e.g. {"beta": 0.5}
+    root: str = "runs/paper"
+
+    @property
+    def told(self) -> dict:
+        """The arguments that are not left at the script's defaults."""
+        return {"start": self.start, "seed": self.seed, "steps": self.steps, "eval_every": self.eval_every, **self.options}
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same as words of a command line."""
+        return [word for name, value in self.told.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
+
+    @property
+    def folder(self) -> Path:
+        """Its name holds what a reader looks for, and a digest of every argument, defaults and the start's own included."""
+        prepared = Path(self.start, "prepare.json")
+        arguments = asdict(importlib.import_module(self.script).Args(**self.told))
+        key = json.dumps([arguments, prepared.read_text() if prepared.exists() else None])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
+        options = "".join(f"__{name}={value}" for name, value in self.options.items())
+        return Path(self.root, Path(self.start).name, f"{self.script}{options}__steps={self.steps}__{digest}")
+
+    @property
+    def seconds(self) -> float:
+        """Its estimated time on one core."""
+        evaluations = 1 + -(-self.steps // self.eval_every)
+        steps = self.steps * SECONDS[self.script.split("_")[1]]
+        return steps + evaluations * SECONDS["evaluation"] + SECONDS["start-up"]
+
+
+def call(arguments: list[str], log: Path) -> None:
+    """`python ARGUMENTS` on one thread, so that its numbers do not depend on how many run beside it; output to a log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w") as output:
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        code = subprocess.run([sys.executable, *arguments], stdout=output, stderr=output, env=env).returncode
+    if code:
+        fail(f"python {' '.join(arguments)}: exit code {code}; see {log}")
+
+
+def make_start(start: str, seed: int) -> None:
+    """Prepare the embedded world for a seed; what is there already stays."""
+    call(["-m", "prepare", "--out", start, "--seed", str(seed)], Path(f"{start}.log"))
+
+
+def make_run(run: Run) -> None:
+    """Make one run aside and rename it when it is complete."""
+    aside = run.folder.with_name(f"{run.folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    call([f"{run.script}.py", *run.arguments, "--out", str(aside)], run.folder.with_name(f"{run.folder.name}.log"))
+    aside.rename(run.folder)
+
+
+def missing_starts(runs: list[Run]) -> dict[str, int]:
+    return {run.start: run.seed for run in runs if not Path(run.start, "golden_policy").exists()}
+
+
+def make(runs: list[Run], jobs: int) -> None:
+    """Make what is missing, `jobs` at a time: first starts, then runs. An interrupted call is continued by repeating it."""
+    for function, work in ((make_start, lambda: [*missing_starts(runs).items()]), (make_run, lambda: pending(runs))):
+        todo = [item if isinstance(item, tuple) else (item,) for item in work()]
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(function, *item) for item in todo]
+            try:
+                for future in tqdm(futures, desc=function.__name__, unit="job", disable=not todo):
+                    future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def pending(runs: list[Run]) -> list[Run]:
+    return [run for run in runs if not run.folder.exists()]
+
+
+def show(runs: list[Run]) -> None:
+    """Print the runs, which of them are done, and the estimated core-hours of the rest."""
+    table = Table(title="runs", title_justify="left")
+    for name in ("script", "start", "arguments", "done", "core-minutes"):
+        table.add_column(name, no_wrap=True)
+    for run in runs:
+        options = {"steps": run.steps, **run.options}
+        arguments = " ".join(f"{name}={value}" for name, value in options.items())
+        table.add_row(run.script, run.start, arguments, "yes" if run.folder.exists() else "", f"{run.seconds / 60:.1f}")
+    Console(width=150, soft_wrap=True).print(table)
+    starts, todo = missing_starts(runs), pending(runs)
+    hours = (sum(run.seconds for run in todo) + len(starts) * SECONDS["prepare"]) / 3600
+    print(f"{len(runs)} runs, {len(todo)} of them and {len(starts)} starts to make: about {hours:.1f} core-hours")
+
+
+@dataclass
+class Curve:
+    """The evaluations of one run: E of them, in the order of steps."""
+
+    run: Run
+    steps: list[int]
+    kl: list[float]
+    wins: torch.Tensor  # (E, P) against the baseline on each training prompt, by golden: 1, 0 or a half
+    prompts: list[str]  # (P,)
+
+    def until(self, step: int) -> "Curve":
+        """The curve of a shorter run: the learning rate is constant, so a shorter run is a prefix of a longer one."""
+        count = sum(s <= step for s in self.steps)
+        return Curve(self.run, self.steps[:count], self.kl[:count], self.wins[:count], self.prompts)
+
+
+def load_curve(run: Run) -> Curve:
+    """Read a run's evaluations and the verdicts behind them."""
+    _, evals = load_run(str(run.folder))
+    verdicts, prompts = [], []
+    for row in evals:
+        rows = [r for r in json_lines(run.folder / "responses" / f"{row['step']}.jsonl") if r["split"] == "train"]
+        prompts = [r["prompt"] for r in rows]
+        verdicts.append(wins(torch.tensor([r["win_rate_margin"] for r in rows])))
+    return Curve(run, [row["step"] for row in evals], [row["kl"] for row in evals], torch.stack(verdicts), prompts)
