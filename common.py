@@ -200,10 +200,10 @@ def row_strings(row: dict, tokenizer) -> tuple[str, str, str]:
             raise ValueError("conversational, but the tokenizer has no chat template")
         prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
     elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
-        start = chosen.rfind("\n\nAssistant:") + len("\n\nAssistant:")
-        if start < len("\n\nAssistant:") or chosen[:start] != rejected[:start]:
+        (prompt, mark, chosen), (other, _, rejected) = (text.rpartition("\n\nAssistant:") for text in (chosen, rejected))
+        if not prompt or prompt != other:
             raise ValueError("there is no prompt column, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
-        prompt, chosen, rejected = chosen[:start], chosen[start:], rejected[start:]
+        prompt += mark
     if not all(row.get(f"{name}_finished") in (None, True, False) for name in ("chosen", "rejected")):
         raise ValueError("chosen_finished and rejected_finished must be true or false")
     for name, text in {"prompt": prompt, "chosen": chosen, "rejected": rejected}.items():

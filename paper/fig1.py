@@ -4,15 +4,16 @@
     python -m paper fig1 --loss ipo --jobs 2
 
 The offline side may choose its learning rate, beta and number of steps, the online side has the script's defaults. A curve is
-one run, and a run of 1x steps is the first part of the one of 5x. The win rate at k nats is interpolated in log KL between the
-two evaluations of a curve's first crossing, never extrapolated. Whatever is chosen, the best run at k nats or the best
-evaluation of all, is chosen on one half of the evaluation prompts and reported on the other, and the other way round: the
-best of many noisy numbers is too good otherwise.
+one run, and a run of 1x steps is the first part of the one of 5x. Most runs go through their first nat in a few steps, so their
+beginning is run again with more evaluations. The win rate at k nats is interpolated in log KL between the two evaluations of a
+curve's first crossing, never extrapolated. Whatever is chosen, the best run at k nats or the best evaluation of all, is chosen
+on one half of the evaluation prompts and reported on the other, and the other way round: the best of many noisy numbers is too
+good otherwise.
 """
 
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from common import check_ranges, mean_stderr
 from paper.frontier import COLORS, NAMES, kl_axis
-from paper.runs import Curve, Run, load_curve, make, show
+from paper.runs import Curve, Run, join, load_curve, make, show
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -38,7 +39,7 @@ GRIDS = {
 }
 PAPER_BETAS = (0.1, 0.5, 1.0)
 TIMES = 5  # the long offline runs have so many times the steps of the online run
-EVAL_EVERY = 40
+EVAL_EVERY, EVAL_EVERY_AT_FIRST = 40, 10  # the latter for the first EVAL_EVERY steps
 NATS = (1, 2, 3, 4)
 
 
@@ -71,6 +72,15 @@ def grid(args: Args, seed: int) -> tuple[Run, list[Run]]:
         options = {"learning_rate": float(f"{rate * online.learning_rate:.3g}"), "beta": beta}
         pool.append(Run(f"{args.loss}_offline", steps=TIMES * online.steps, options=options, **common))
     return Run(f"{args.loss}_online", steps=online.steps, **common), pool
+
+
+def beginning(run: Run) -> Run:
+    """The run that shows a run's first steps more closely."""
+    return replace(run, steps=EVAL_EVERY, eval_every=EVAL_EVERY_AT_FIRST)
+
+
+def load_whole(run: Run) -> Curve:
+    return join(load_curve(beginning(run)), load_curve(run))
 
 
 def at_kl(curve: Curve, nats: float) -> torch.Tensor | None:
@@ -169,12 +179,12 @@ def draw(loss: str, results: list[tuple[int, Curve, list[Curve]]], out: str) -> 
 def main(args: Args) -> None:
     check_ranges(args, zero=())
     grids = {seed: grid(args, seed) for seed in args.seeds}
-    runs = [run for online, pool in grids.values() for run in (online, *pool)]
+    runs = [part for online, pool in grids.values() for run in (online, *pool) for part in (run, beginning(run))]
     if args.list:
         show(runs)
         return
     make(runs, args.jobs)
-    results = [(seed, load_curve(online), [load_curve(run) for run in pool]) for seed, (online, pool) in grids.items()]
+    results = [(seed, load_whole(online), [load_whole(run) for run in pool]) for seed, (online, pool) in grids.items()]
     out = args.out.format(loss=args.loss)
     draw(args.loss, results, out)
     for seed, online, pool in results:

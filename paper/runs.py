@@ -148,3 +148,15 @@ def load_curve(run: Run) -> Curve:
         prompts = [r["prompt"] for r in rows]
         verdicts.append(wins(torch.tensor([r["win_rate_margin"] for r in rows])))
     return Curve(run, [row["step"] for row in evals], [row["kl"] for row in evals], torch.stack(verdicts), prompts)
+
+
+def join(beginning: Curve, curve: Curve) -> Curve:
+    """A curve with the denser evaluations of its own beginning, which was run again: the same training to the byte."""
+    last = beginning.steps[-1]
+    if beginning.kl[-1] != curve.kl[curve.steps.index(last)]:
+        fail(
+            f"{beginning.run.folder} and {curve.run.folder} differ at step {last}; remove both, they must come from one machine"
+        )
+    rest = slice(curve.steps.index(last) + 1, None)
+    verdicts = torch.cat([beginning.wins, curve.wins[rest]])
+    return Curve(curve.run, beginning.steps + curve.steps[rest], beginning.kl + curve.kl[rest], verdicts, curve.prompts)

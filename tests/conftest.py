@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -26,6 +27,7 @@ REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TANDEM_SHARED", REPO.parent / "shared"))  # real models and data, not part of the repository
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real models and data at {SHARED}")
 LETTERS = "abcdefgh"
+SCRIPTS = sorted(path.stem for path in REPO.glob("*_o*line.py"))
 
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 
@@ -91,12 +93,21 @@ def letters():
 MINIATURE = ["--sft-steps", 30, "--golden-steps", 20, "--proxy-steps", 20, "--policy-steps", 3, "--eval-prompts", 12]
 
 
+def made_once(tmp_path_factory, name, make):
+    """A folder that is made once for all test processes: whoever comes first makes it, the others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def start(tmp_path_factory):
     """The embedded world in miniature, made by the command in the README."""
-    folder = tmp_path_factory.mktemp("start") / "reviews"
-    call("-m", "prepare", "--out", folder, "--seed", 7, "--pairs", 400, *MINIATURE)
-    return folder
+    command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out"]
+    return made_once(tmp_path_factory, "reviews", lambda folder: call(*command, folder))
 
 
 SHORT = ["--steps", 3, "--batch-size", 4, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4]
@@ -105,7 +116,9 @@ SHORT = ["--steps", 3, "--batch-size", 4, "--eval-every", 2, "--eval-prompts", 8
 @pytest.fixture(scope="session")
 def runs(start, tmp_path_factory):
     """One short run of each script from the miniature start: {script: folder}."""
-    folders = {script: tmp_path_factory.mktemp("runs") / script for script in ("ipo_offline", "ipo_online")}
-    for script, folder in folders.items():
-        call(f"{script}.py", "--start", start, "--out", folder, *SHORT)
-    return folders
+
+    def run(script):
+        command = [f"{script}.py", "--start", start, *SHORT, "--out"]
+        return made_once(tmp_path_factory, f"run_{script}", lambda folder: call(*command, folder))
+
+    return {script: run(script) for script in SCRIPTS}

@@ -1,6 +1,9 @@
 """Every command of the README in miniature, as a reader calls it."""
 
+import dataclasses
+import importlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,11 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ipo_offline
 import ipo_online
 from common import load_evaluation, load_pairs, load_policy, load_tokenizer
-from tests.conftest import MINIATURE, REPO, SHARED, SHORT, call, needs_shared, read_jsonl
+from tests.conftest import MINIATURE, REPO, SCRIPTS, SHARED, SHORT, call, needs_shared, read_jsonl
 
-COMMANDS = [["ipo_offline.py"], ["ipo_online.py"], ["-m", "prepare"], ["-m", "prepare.reviews"], ["-m", "prepare.sft"]]
+COMMANDS = [[f"{script}.py"] for script in SCRIPTS]
+COMMANDS += [["-m", "prepare"], ["-m", "prepare.reviews"], ["-m", "prepare.sft"]]
 COMMANDS += [["-m", "prepare.preference_model", "train"], ["-m", "prepare.preference_model", "relabel"]]
-COMMANDS += [["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
+COMMANDS += [["-m", "paper", "fig1"], ["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -35,9 +39,9 @@ def test_arguments_are_spelled_as_promised():
     common = "start model dataset golden baseline out seed device steps batch-size learning-rate beta max-grad-norm"
     common += " max-prompt-tokens max-response-tokens eval-every eval-prompts kl-prompts precision on-bad-row"
     common += " save-policies track"
-    for script, own in (("ipo_offline.py", "shuffle"), ("ipo_online.py", "judge")):
-        flags = set(re.findall(r"--([a-z][a-z-]*)", call(script, "--help").stdout))
-        assert set(common.split()) | {own} <= flags
+    for script in SCRIPTS:
+        own = {field.name.replace("_", "-") for field in dataclasses.fields(importlib.import_module(script).Args)}
+        assert own == set(common.split()) | {"shuffle" if script.endswith("offline") else "judge"}
 
 
 def test_a_start_holds_every_role(start):
@@ -68,15 +72,17 @@ def test_prepare_goes_on_where_it_stopped(start, tmp_path):
     assert "was begun with --seed 7" in refused.stderr
 
 
-@pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_what_a_run_leaves_behind(script, runs):
     folder = runs[script]
     args = json.loads((folder / "args.json").read_text())
     assert args["script"] == script and args["steps"] == 3 and args["torch"] == torch.__version__
     metrics = read_jsonl(folder / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [0, 1, 2]
-    assert metrics[0]["loss"] == 25.0 and metrics[0]["rewards/margins"] == 0 and metrics[0]["rewards/accuracies"] == 0.5
-    assert metrics[1]["loss"] != 25.0 and metrics[0]["grad_norm"] > 0
+    at_the_start = {"ipo": 1 / (4 * args["beta"] ** 2), "dpo": math.log(2), "slic": 1.0}[script.split("_")[0]]
+    assert metrics[0]["loss"] == pytest.approx(at_the_start, rel=1e-7)
+    assert metrics[0]["rewards/margins"] == 0 and metrics[0]["rewards/accuracies"] == 0.5
+    assert metrics[1]["loss"] != metrics[0]["loss"] and metrics[0]["grad_norm"] > 0
     keys = "step loss rewards/chosen rewards/rejected rewards/margins rewards/accuracies logps/chosen logps/rejected ties "
     assert list(metrics[0]) == (keys + "learning_rate grad_norm").split()
     evals = read_jsonl(folder / "evals.jsonl")
@@ -93,7 +99,7 @@ def test_what_a_run_leaves_behind(script, runs):
 def test_both_arms_start_alike(runs):
     """At equal seed: the same prompts in step 0, and an evaluation of the same policy on the same noise."""
     first = [read_jsonl(folder / "evals.jsonl")[0] for folder in runs.values()]
-    assert first[0] == first[1]
+    assert all(row == first[0] for row in first)
 
 
 def test_the_written_policy_loads_and_differs_from_its_start(start, runs):
@@ -104,7 +110,7 @@ def test_the_written_policy_loads_and_differs_from_its_start(start, runs):
         assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
-@pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
+@pytest.mark.parametrize("script", ["ipo_offline", "ipo_online", "dpo_offline", "slic_online"])
 def test_equal_runs_are_equal_to_the_byte(script, start, runs, tmp_path):
     """And neither evaluating more often nor running longer changes a step that both runs have."""
     short = [argument if argument != 2 else 1 for argument in SHORT]
@@ -117,7 +123,8 @@ def test_equal_runs_are_equal_to_the_byte(script, start, runs, tmp_path):
 
 def test_copied_into_an_empty_folder(start, tmp_path):
     """A script plus common.py runs with --model and --dataset (and --judge); without golden the win rate is null."""
-    for script, judge in (("ipo_offline", []), ("ipo_online", ["--judge", start / "proxy"])):
+    for script in ("ipo_offline", "ipo_online", "dpo_online", "slic_offline"):
+        judge = ["--judge", start / "proxy"] if script.endswith("online") else []
         folder = tmp_path / script
         folder.mkdir()
         shutil.copy(REPO / f"{script}.py", folder)
@@ -252,7 +259,7 @@ def test_frontier_draws_and_prints(runs, tmp_path):
 
 
 def test_agreement_prints_a_row_for_each_policy(runs):
-    text = call("-m", "paper", "agreement", *runs.values(), "--pairs", 20).stdout
+    text = call("-m", "paper", "agreement", runs["ipo_offline"], runs["ipo_online"], "--pairs", 20).stdout
     assert text.count("ties)") >= 10 and "ipo_online/policy" in text
 
 

@@ -1,5 +1,6 @@
 """From preference data to ids: every form, the boundary between prompt and response, rows that cannot be used."""
 
+import gzip
 import json
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import batch_order, collate, decode, encode, generator, load_pairs, load_policy, load_tokenizer
+from common import batch_order, collate, decode, encode, generator, load_pairs, load_policy, load_rows, load_tokenizer
 from ipo_online import sample
 from tests.conftest import SHARED, letter_tokenizer, needs_shared
 
+HH = "hh-rlhf/harmless-base-test.jsonl.gz"
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}{% if add_generation_prompt %}a{% endif %}"
 
 
@@ -155,7 +157,7 @@ def test_own_samples_as_strings_give_back_their_ids(tmp_path, capsys):
     """A real model with a tokenizer that marks the start of a text: sampled, decoded, written, loaded as strings."""
     source = str(SHARED / "models" / "stories260K")
     model, tokenizer = load_policy(source, "cpu", 128)
-    openings = [line["prompt"] for line in load_rows_of_stories()][:200]
+    openings = [line["prompt"] for line in load_rows_of("stories/pairs.jsonl.gz")][:200]
     prompts = [tokenizer(text).input_ids for text in openings]
     uniforms = torch.rand(2 * len(prompts), 40, generator=torch.Generator().manual_seed(0))
     responses = sample(model, prompts * 2, uniforms, tokenizer)
@@ -173,19 +175,74 @@ def test_own_samples_as_strings_give_back_their_ids(tmp_path, capsys):
     assert [pair["prompt"] for pair in pairs] == prompts and same >= 0.95 and alone < 0.5
 
 
-def load_rows_of_stories():
-    import gzip
-
-    with gzip.open(SHARED / "data" / "stories" / "pairs.jsonl.gz", "rt") as file:
+def load_rows_of(name):
+    with gzip.open(SHARED / "data" / name, "rt") as file:
         return [json.loads(line) for line in file]
 
 
 @needs_shared
 def test_stories_load_whole():
     tokenizer = load_tokenizer(str(SHARED / "models" / "stories260K"))
-    rows = load_rows_of_stories()
+    rows = load_rows_of("stories/pairs.jsonl.gz")
     pairs = load_pairs(str(SHARED / "data" / "stories" / "pairs.jsonl.gz"), tokenizer, 64, 64, "error")
     assert len(pairs) == len(rows)
     for row, pair in zip(rows[:500], pairs):
         assert (pair["chosen"][-1] == tokenizer.eos_token_id) == row["chosen_finished"]
         assert tokenizer.decode(pair["prompt"] + pair["rejected"], skip_special_tokens=True) == row["prompt"] + row["rejected"]
+
+
+@needs_shared
+def test_human_preferences_with_implicit_prompts_and_real_dirt(capsys):
+    """hh-rlhf: nine rows that cannot be used are refused or skipped by number, and rows beyond the context too."""
+    tokenizer = load_tokenizer(str(SHARED / "models" / "stories260K"))
+    source, rows = str(SHARED / "data" / HH), load_rows_of(HH)
+    dirt = {86, 516, 925, 1103, 1254, 1688, 1950, 1952, 2036}
+    with pytest.raises(SystemExit, match=r"row 86: (chosen|rejected) is blank \(9 rows of 2312 are unusable"):
+        load_pairs(source, tokenizer, 10**6, 10**6, "error")
+    pairs = load_pairs(source, tokenizer, 10**6, 10**6, "skip")
+    assert "9 of 2312 rows left out" in capsys.readouterr().out
+    assert {pair["row"] for pair in pairs} == set(range(2312)) - dirt
+    for pair in pairs[::50]:
+        row = rows[pair["row"]]
+        assert pair["text"].endswith("\n\nAssistant:") and row["chosen"].startswith(pair["text"])
+        for name in ("chosen", "rejected"):
+            assert tokenizer.decode(pair["prompt"] + pair[name], skip_special_tokens=True) == row[name]
+            assert pair[name][-1] == tokenizer.eos_token_id
+    fitting = load_pairs(source, tokenizer, 384, 128, "skip")
+    expected = {p["row"] for p in pairs if len(p["prompt"]) <= 384 and max(len(p["chosen"]), len(p["rejected"])) <= 128}
+    assert {pair["row"] for pair in fitting} == expected and 100 < len(expected) < 2000
+    assert f"{2312 - len(expected)} of 2312 rows left out" in capsys.readouterr().out
+
+
+@needs_shared
+def test_human_preferences_as_conversations():
+    """oasst: several turns through a chat template; a message's text is what comes back."""
+    tokenizer = load_tokenizer(str(SHARED / "models" / "stories260K"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    rows = load_rows_of("oasst/pairs.jsonl.gz")
+    pairs = load_pairs(str(SHARED / "data" / "oasst" / "pairs.jsonl.gz"), tokenizer, 10**6, 10**6, "error")
+    assert len(pairs) == len(rows) == 754 and len({pair["text"] for pair in pairs}) == 212
+    assert max(len(row["prompt"]) for row in rows) >= 3
+    for row, pair in zip(rows, pairs):
+        assert pair["text"].count("<user>") == sum(m["role"] == "user" for m in row["prompt"])
+        assert pair["text"].startswith(f"<user>{row['prompt'][0]['content']}</user>") and pair["text"].endswith("<assistant>")
+        text = tokenizer.decode(pair["prompt"] + pair["rejected"], skip_special_tokens=True)
+        assert text == pair["text"] + row["rejected"][0]["content"]
+
+
+@needs_shared
+def test_a_folder_as_the_hub_lays_it_out(tmp_path):
+    """README.md with a configuration, parquet files by split: what a Hub name stands for once it has been fetched."""
+    import datasets
+
+    rows = load_rows_of("oasst/pairs.jsonl.gz")[:40]
+    (tmp_path / "data").mkdir()
+    for split, part in (("train", rows[:30]), ("test", rows[30:])):
+        datasets.Dataset.from_list(part).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test"))
+    (tmp_path / "README.md").write_text(card + "---\n# pairs\n")
+    assert load_rows(str(tmp_path)) == rows[:30] and load_rows(str(tmp_path), "test") == rows[30:]

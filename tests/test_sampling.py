@@ -1,9 +1,12 @@
 """The sampler: its distribution, its tokens, its ends."""
 
+from collections import Counter
+
 import pytest
 import scipy.stats
 import torch
 
+from common import collate
 from ipo_online import sample
 from tests.conftest import letter_tokenizer, tiny_model
 
@@ -72,3 +75,20 @@ def test_extreme_uniforms_give_valid_tokens():
     for uniforms in (torch.zeros(4, 3), below_one):
         for response in sample(model, [[2, 3]] * 4, uniforms, tokenizer):
             assert response and all(0 <= token < 10 for token in response)
+
+
+def test_has_the_distribution_of_generate(family):
+    """Whole responses of transformers' own sampling loop and of ours, 4,000 each: one chi-square test of homogeneity."""
+    model, tokenizer = tiny_model(family, vocab_size=5, dtype=torch.float32), letter_tokenizer(letters="abc")
+    prompts, draws = [[2, 3], [4]], 4000
+    ours = sample(model, prompts * draws, torch.rand(2 * draws, 2, generator=torch.Generator().manual_seed(8)), tokenizer)
+    batch = collate(prompts * draws, [[]] * 2 * draws, tokenizer, "cpu")
+    torch.manual_seed(9)
+    options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": 2}
+    whole = model.generate(batch.prompt, attention_mask=batch.prompt_mask, **options)
+    theirs = [y[:1] if y[0] == tokenizer.eos_token_id else y for y in whole[:, batch.prompt.shape[1] :].tolist()]
+    for i in range(len(prompts)):
+        counts = [Counter(map(tuple, responses[i :: len(prompts)])) for responses in (ours, theirs)]
+        likely = [y for y in counts[0] | counts[1] if counts[0][y] + counts[1][y] >= 10]
+        table = [[count[y] for y in likely] for count in counts]
+        assert len(likely) > 3 and scipy.stats.chi2_contingency(table).pvalue > 1e-3

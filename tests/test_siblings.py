@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import REPO, SCRIPTS
 
-SCRIPTS = sorted(path.stem for path in REPO.glob("*_o*line.py"))
 FUNCTIONS = ("sample", "response_logprobs", "sequence_logprob", "preference_loss", "kl_to_sft", "evaluate", "main")
 
 
@@ -31,7 +30,7 @@ def functions_of(script):
 
 
 def test_there_are_scripts_to_compare():
-    assert {"ipo_offline", "ipo_online"} <= set(SCRIPTS)
+    assert {f"{loss}_{mode}" for loss in ("dpo", "ipo", "slic") for mode in ("offline", "online")} <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize("a, b", list(itertools.combinations(SCRIPTS, 2)))
@@ -50,11 +49,18 @@ def test_every_script_has_the_functions_a_reader_copies(script):
     assert set(FUNCTIONS) <= set(functions_of(script))
 
 
-@pytest.mark.parametrize(
-    "name", ["sample", "sample_in_parts", "response_logprobs", "sequence_logprob", "kl_to_sft", "evaluate"]
-)
-def test_shared_functions_are_the_same_to_the_byte(name):
-    assert len({functions_of(script)[name] for script in SCRIPTS}) == 1
+def test_shared_functions_are_the_same_to_the_byte():
+    """Whatever two scripts both have is one text in all of them, but for the loss and the loop, which are the algorithm."""
+    functions = {script: functions_of(script) for script in SCRIPTS}
+    names = set.union(*map(set, functions.values())) - {"preference_loss", "main"}
+    assert {"sample", "sample_in_parts", "response_logprobs", "sequence_logprob", "kl_to_sft", "evaluate"} <= names
+    for name in names:
+        assert len({own[name] for own in functions.values() if name in own}) == 1, name
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_one_loop_for_all_losses(mode):
+    assert len({functions_of(script)["main"] for script in SCRIPTS if script.endswith(f"_{mode}")}) == 1
 
 
 @pytest.mark.parametrize("loss", sorted({script.split("_")[0] for script in SCRIPTS}))

@@ -1,0 +1,68 @@
+"""Every script on every family of models, with judges of its own and of another tokenizer."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from common import load_judge, load_tokenizer
+from tests.conftest import SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
+
+PAIRS = [
+    {"prompt": "ab"[: 1 + i % 2], "chosen": "cd" * (1 + i % 2), "rejected": "fgh"[: 1 + i % 3], "rejected_finished": i > 3}
+    for i in range(12)
+]
+SIZES = {"steps": 3, "batch_size": 4, "eval_every": 2, "eval_prompts": 6, "kl_prompts": 4, "device": "cpu"}
+LIMITS = {"max_prompt_tokens": 8, "max_response_tokens": 8}
+
+
+@pytest.fixture
+def letters(family, tmp_path):
+    """A model, a judge made from its trunk, and pairs, as folders and a file."""
+    tokenizer = letter_tokenizer("<eos>")  # padding is the end token
+    model = tiny_model(family, dtype=torch.float32, vocab_size=len(tokenizer))
+    model.config.eos_token_id = model.config.pad_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(tmp_path / "model")
+    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=1)
+    judge.save_pretrained(tmp_path / "judge")
+    for name in ("model", "judge"):
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_on_every_family(script, letters, family):
+    module, folder = importlib.import_module(script), str(letters)
+    roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/judge"}
+    roles |= {"judge": f"{folder}/judge"} if script.endswith("online") else {}
+    module.main(module.Args(**roles, **SIZES, **LIMITS, out=f"{folder}/run", seed=3))
+    metrics, evals = read_jsonl(letters / "run" / "metrics.jsonl"), read_jsonl(letters / "run" / "evals.jsonl")
+    assert metrics[0]["rewards/margins"] == 0 and metrics[0]["grad_norm"] > 0
+    assert [row["step"] for row in evals] == [0, 2, 3] and evals[0]["kl"] == 0 < evals[-1]["kl"]
+    assert all(0 <= row["win_rate"] <= 1 for row in evals)
+    # the policy that was written is the one that was trained: same family, other weights
+    before, after = (type(tiny_model(family)).from_pretrained(letters / name) for name in ("model", "run/policy"))
+    assert any(not torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values()))
+
+
+@needs_shared
+def test_a_judge_of_another_tokenizer_labels_every_step(letters, family):
+    """The letters' policy, judged by a trunk of the story model: the judge reads the text in its own tokens."""
+    import ipo_online
+
+    source = SHARED / "models" / "stories260K"
+    torch.manual_seed(0)
+    judge = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+    judge.save_pretrained(letters / "stories")
+    load_tokenizer(str(source)).save_pretrained(letters / "stories")
+    policy_tokenizer = load_tokenizer(str(letters / "model"))
+    assert load_judge(str(letters / "stories"), policy_tokenizer, "cpu", 64).reader is policy_tokenizer
+    roles = {name: str(letters / "stories") for name in ("judge", "golden")}
+    roles |= {"model": str(letters / "model"), "dataset": str(letters / "pairs.jsonl")}
+    ipo_online.main(ipo_online.Args(**roles, **SIZES, **LIMITS, out=str(letters / "run")))
+    evals = read_jsonl(letters / "run" / "evals.jsonl")
+    assert evals[-1]["win_rate"] == evals[-1]["proxy_win_rate"] and 0 <= evals[-1]["win_rate"] <= 1
+    assert read_jsonl(letters / "run" / "metrics.jsonl")[1]["ties"] < 1
