@@ -4,11 +4,11 @@
     python -m paper fig1 --loss ipo --jobs 2
 
 The offline side may choose its learning rate, beta and number of steps, the online side has the script's defaults. A curve is
-one run, and a run of 1x steps is the first part of the one of 5x. Most runs go through their first nat in a few steps, so their
-beginning is run again with more evaluations. The win rate at k nats is interpolated in log KL between the two evaluations of a
-curve's first crossing, never extrapolated. Whatever is chosen, the best run at k nats or the best evaluation of all, is chosen
-on one half of the evaluation prompts and reported on the other, and the other way round: the best of many noisy numbers is too
-good otherwise.
+one run, and a run of 1x steps is the first part of the one of 5x. Most runs go through their first nat in a few steps, so
+their beginning is run again with more evaluations. The win rate at k nats is interpolated in log KL between the two
+evaluations of a curve's first crossing, never extrapolated. Whatever is chosen, the best run at k nats or the best evaluation
+of all, is chosen on one half of the evaluation prompts and reported on the other, and the other way round: the best of many
+noisy numbers is too good otherwise.
 """
 
 import importlib

@@ -73,9 +73,9 @@ def call(arguments: list[str], log: Path) -> None:
         fail(f"python {' '.join(arguments)}: exit code {code}; see {log}")
 
 
-def make_start(start: str, seed: int) -> None:
-    """Prepare the embedded world for a seed; what is there already stays."""
-    call(["-m", "prepare", "--out", start, "--seed", str(seed)], Path(f"{start}.log"))
+def make_start(run: Run) -> None:
+    """Prepare the embedded world that a run starts from; stages that are there already stay."""
+    call(["-m", "prepare", "--out", run.start, "--seed", str(run.seed)], Path(f"{run.start}.log"))
 
 
 def make_run(run: Run) -> None:
@@ -86,22 +86,27 @@ def make_run(run: Run) -> None:
     aside.rename(run.folder)
 
 
-def missing_starts(runs: list[Run]) -> dict[str, int]:
-    return {run.start: run.seed for run in runs if not Path(run.start, "golden_policy").exists()}
+def missing_starts(runs: list[Run]) -> list[Run]:
+    """One run of each start that is not complete."""
+    return [*{run.start: run for run in runs if not Path(run.start, "golden_policy").exists()}.values()]
+
+
+def in_parallel(function, items: list, jobs: int) -> None:
+    """function(item) for every item, `jobs` at a time; the first error ends the rest."""
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in tqdm(futures, desc=function.__name__, unit="job", disable=not items):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def make(runs: list[Run], jobs: int) -> None:
-    """Make what is missing, `jobs` at a time: first starts, then runs. An interrupted call is continued by repeating it."""
-    for function, work in ((make_start, lambda: [*missing_starts(runs).items()]), (make_run, lambda: pending(runs))):
-        todo = [item if isinstance(item, tuple) else (item,) for item in work()]
-        with ThreadPoolExecutor(jobs) as pool:
-            futures = [pool.submit(function, *item) for item in todo]
-            try:
-                for future in tqdm(futures, desc=function.__name__, unit="job", disable=not todo):
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    """Make what is missing: first starts, then runs. An interrupted call is continued by repeating it."""
+    in_parallel(make_start, missing_starts(runs), jobs)
+    in_parallel(make_run, pending(runs), jobs)
 
 
 def pending(runs: list[Run]) -> list[Run]:
@@ -154,9 +159,7 @@ def join(beginning: Curve, curve: Curve) -> Curve:
     """A curve with the denser evaluations of its own beginning, which was run again: the same training to the byte."""
     last = beginning.steps[-1]
     if beginning.kl[-1] != curve.kl[curve.steps.index(last)]:
-        fail(
-            f"{beginning.run.folder} and {curve.run.folder} differ at step {last}; remove both, they must come from one machine"
-        )
+        fail(f"{beginning.run.folder} and {curve.run.folder} differ at step {last}; make both on one machine")
     rest = slice(curve.steps.index(last) + 1, None)
     verdicts = torch.cat([beginning.wins, curve.wins[rest]])
     return Curve(curve.run, beginning.steps + curve.steps[rest], beginning.kl + curve.kl[rest], verdicts, curve.prompts)
