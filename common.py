@@ -140,10 +140,14 @@ def load_model(kind, source: str, what: str, device: str, tokens: int, new: bool
     model, info = from_pretrained(kind, source, what, **options)
     if info["missing_keys"] and not new:
         fail(f"{source}: is no {what}: it has no weights for {sorted(info['missing_keys'])[0]}")
-    context = getattr(model.config, "max_position_embeddings", None) or tokens
-    if tokens > context:
-        fail(f"{source}: reads at most {context} tokens, {tokens} may be asked of it; lower the --max-...-tokens")
+    if tokens > context_of(model):
+        fail(f"{source}: reads at most {context_of(model)} tokens, {tokens} may be asked of it; lower the --max-...-tokens")
     return model.to(device).eval()  # eval() turns dropout off; gradients flow all the same
+
+
+def context_of(model) -> float:
+    """The longest sequence that a model reads, in tokens; infinite where its config has no such limit."""
+    return getattr(model.config, "max_position_embeddings", None) or math.inf
 
 
 def first_line(error: Exception) -> str:
@@ -389,6 +393,9 @@ def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tens
         first, second = (encode(judge.tokenizer, heads, *decode(judge.reader, prompts, y)) for y in (first, second))
         prompts, first, second = first[0], first[1], second[1]
     both = judge_sequences(judge.form, judge.tokenizer.eos_token_id, prompts, first, second)
+    longest = max(map(len, both[0] + both[1]))
+    if longest > context_of(judge.model):
+        fail(f"a text has {longest} of the judge's tokens, it reads {context_of(judge.model)}; lower the --max-...-tokens")
     distinct = sorted({tuple(s) for s in both[0] + both[1]}, key=lambda s: (len(s), s))
     chunks = [score(judge.model, list(map(list, distinct[i : i + 128]))) for i in range(0, len(distinct), 128)]
     values = torch.cat(chunks).cpu()

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from common import check_ranges, mean_stderr
 from paper.frontier import COLORS, NAMES, kl_axis
-from paper.runs import Curve, Run, join, load_curve, make, show
+from paper.runs import Curve, Run, join, make, show
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -39,7 +39,8 @@ GRIDS = {
 }
 PAPER_BETAS = (0.1, 0.5, 1.0)
 TIMES = 5  # the long offline runs have so many times the steps of the online run
-EVAL_EVERY, EVAL_EVERY_AT_FIRST = 40, 10  # the latter for the first EVAL_EVERY steps
+EVAL_EVERY = {"online": 40, "offline": 80}
+BEGINNING = 40  # so many steps are run again with an evaluation every 10
 NATS = (1, 2, 3, 4)
 
 
@@ -65,22 +66,23 @@ def grid(args: Args, seed: int) -> tuple[Run, list[Run]]:
     """(the online run, the pool of long offline runs) of a seed."""
     start = args.starts.format(seed=seed)
     online = importlib.import_module(f"{args.loss}_online").Args
-    common = {"start": start, "seed": seed, "eval_every": EVAL_EVERY, "root": args.runs}
+    common = {"start": start, "seed": seed, "root": args.runs}
     rates, betas = GRIDS[args.loss]
     pool = []
     for rate, beta in product(rates, betas):
         options = {"learning_rate": float(f"{rate * online.learning_rate:.3g}"), "beta": beta}
-        pool.append(Run(f"{args.loss}_offline", steps=TIMES * online.steps, options=options, **common))
-    return Run(f"{args.loss}_online", steps=online.steps, **common), pool
+        steps, every = TIMES * online.steps, EVAL_EVERY["offline"]
+        pool.append(Run(f"{args.loss}_offline", steps=steps, eval_every=every, options=options, **common))
+    return Run(f"{args.loss}_online", steps=online.steps, eval_every=EVAL_EVERY["online"], **common), pool
 
 
 def beginning(run: Run) -> Run:
     """The run that shows a run's first steps more closely."""
-    return replace(run, steps=EVAL_EVERY, eval_every=EVAL_EVERY_AT_FIRST)
+    return replace(run, steps=BEGINNING, eval_every=10)
 
 
 def load_whole(run: Run) -> Curve:
-    return join(load_curve(beginning(run)), load_curve(run))
+    return join(beginning(run), run)
 
 
 def at_kl(curve: Curve, nats: float) -> torch.Tensor | None:

@@ -155,11 +155,11 @@ def load_curve(run: Run) -> Curve:
     return Curve(run, [row["step"] for row in evals], [row["kl"] for row in evals], torch.stack(verdicts), prompts)
 
 
-def join(beginning: Curve, curve: Curve) -> Curve:
-    """A curve with the denser evaluations of its own beginning, which was run again: the same training to the byte."""
-    last = beginning.steps[-1]
-    if beginning.kl[-1] != curve.kl[curve.steps.index(last)]:
-        fail(f"{beginning.run.folder} and {curve.run.folder} differ at step {last}; make both on one machine")
-    rest = slice(curve.steps.index(last) + 1, None)
-    verdicts = torch.cat([beginning.wins, curve.wins[rest]])
-    return Curve(curve.run, beginning.steps + curve.steps[rest], beginning.kl + curve.kl[rest], verdicts, curve.prompts)
+def join(beginning: Run, run: Run) -> Curve:
+    """A run's curve with the denser evaluations of its beginning, which was run again: the same training to the byte."""
+    if not (run.folder / "metrics.jsonl").read_text().startswith((beginning.folder / "metrics.jsonl").read_text()):
+        fail(f"{beginning.folder} is not the beginning of {run.folder}; make both on one machine")
+    first, rest = load_curve(beginning), load_curve(run)
+    after = slice(sum(step <= first.steps[-1] for step in rest.steps), None)
+    verdicts = torch.cat([first.wins, rest.wins[after]])
+    return Curve(run, first.steps + rest.steps[after], first.kl + rest.kl[after], verdicts, rest.prompts)

@@ -86,6 +86,14 @@ def test_a_judge_with_another_tokenizer_reads_the_text(tmp_path):
     assert torch.allclose(margin(other, *ids[policy_tokenizer]), margin(judge, *ids[judge.tokenizer]), atol=1e-6)
 
 
+def test_a_text_beyond_the_judges_context_is_refused(tmp_path):
+    """In its own tokens a text may be longer than in the policy's, where lengths were checked."""
+    judge = tiny_judge("pointwise", tmp_path)
+    assert margin(judge, [[2] * 60], [[3] * 4], [[4]]).isfinite().all()
+    with pytest.raises(SystemExit, match="a text has 65 of the judge's tokens, it reads 64; lower"):
+        margin(judge, [[2] * 60], [[3] * 5], [[4]])
+
+
 def test_two_labels_are_refused_in_one_line(tmp_path):
     tiny_judge("pointwise", tmp_path / "one")
     with pytest.raises(SystemExit, match="a judge has one label, this model has 2"):
