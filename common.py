@@ -185,24 +185,31 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
         fail(f"{source}: cannot be read as {split} preference data ({first_line(error)})")
 
 
-def row_strings(row: dict, tokenizer) -> tuple[str, str, str]:
-    """(prompt, chosen, rejected) as strings from a row in any of the ecosystem's forms; ValueError says what is wrong.
+class Prompt(list):
+    """A prompt's ids; where it is a conversation, its messages too, for a judge with a chat template of its own."""
 
-    Strings with or without a prompt column, or lists of {role, content}: then the chat template is applied, and the
-    response is the last message's text, which an assistant writes and ends with the end token.
+    messages: list[dict] | None = None
+
+
+def row_strings(row: dict, tokenizer) -> tuple[str, str, str, list[dict] | None]:
+    """(prompt, chosen, rejected, messages) from a row in any of the ecosystem's forms; ValueError says what is wrong.
+
+    Strings with or without a prompt column, or lists of {role, content}: then the chat template is applied to the prompt's
+    messages, and the response is the last message's text, which an assistant writes and ends with the end token.
     """
-    prompt, chosen, rejected = row.get("prompt"), row.get("chosen"), row.get("rejected")
+    prompt, chosen, rejected, messages = row.get("prompt"), row.get("chosen"), row.get("rejected"), None
     if isinstance(chosen, list) and isinstance(rejected, list) and chosen and rejected:
         if not isinstance(prompt, list) or len(chosen) > 1:  # the prompt is inside both
             if rejected[:-1] != chosen[:-1] or (isinstance(prompt, list) and prompt != chosen[:-1]) or len(chosen) < 2:
                 raise ValueError("chosen and rejected do not go on from one prompt by one message each")
             prompt = chosen[:-1]
+        messages = prompt
         if {chosen[-1].get("role"), rejected[-1].get("role")} != {"assistant"}:
             raise ValueError("the last message of chosen and of rejected must be the assistant's")
         chosen, rejected = chosen[-1].get("content"), rejected[-1].get("content")
         if tokenizer.chat_template is None:
             raise ValueError("conversational, but the tokenizer has no chat template")
-        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
         (prompt, mark, chosen), (other, _, rejected) = (text.rpartition("\n\nAssistant:") for text in (chosen, rejected))
         if not prompt or prompt != other:
@@ -213,7 +220,7 @@ def row_strings(row: dict, tokenizer) -> tuple[str, str, str]:
     for name, text in {"prompt": prompt, "chosen": chosen, "rejected": rejected}.items():
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name} is " + ("no text" if not isinstance(text, str) else "blank"))
-    return prompt, chosen, rejected
+    return prompt, chosen, rejected, messages
 
 
 def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[bool]) -> tuple[list, list, int]:
@@ -271,7 +278,8 @@ def load_pairs(
         prompts, responses, count = encode(tokenizer, *texts, finished)
         alone += count
         for number, prompt, response, done in zip(strings, prompts, responses, finished):
-            pairs[number] |= {"prompt": prompt, name: response}
+            pairs[number] |= {"prompt": Prompt(prompt), name: response}
+            pairs[number]["prompt"].messages = strings[number][3]
             body = response[: len(response) - done]
             if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in prompt + body:
                 bad[number] = f"prompt or {name} has a word that the tokenizer does not know"
@@ -345,10 +353,6 @@ def load_judge(source: str | None, policy_tokenizer, device: str, tokens: int) -
     if model.config.num_labels != 1:
         fail(f"{source}: a judge has one label, this model has {model.config.num_labels}")
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
-    if not same and tokenizer.chat_template and policy_tokenizer.chat_template:
-        print(
-            f"{source}: has another tokenizer than the policy and reads conversations as plain text, not in its chat template"
-        )
     return Judge(model, tokenizer, None if same else policy_tokenizer)
 
 
@@ -388,8 +392,11 @@ def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tens
     the paper). Each distinct sequence is scored once and in one order of sequences, so that identical responses are a tie
     of exactly 0 and margin(y1, y2) == -margin(y2, y1).
     """
-    if judge.reader is not None:  # another tokenizer: the same texts in the judge's own ids
+    if judge.reader is not None:  # another tokenizer: the same texts in its own ids, conversations in its own template
         heads = judge.reader.batch_decode(prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for i, prompt in enumerate(prompts):
+            if judge.tokenizer.chat_template and getattr(prompt, "messages", None):
+                heads[i] = judge.tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
         first, second = (encode(judge.tokenizer, heads, *decode(judge.reader, prompts, y)) for y in (first, second))
         prompts, first, second = first[0], first[1], second[1]
     both = judge_sequences(judge.form, judge.tokenizer.eos_token_id, prompts, first, second)
@@ -438,6 +445,9 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     rows = kinds[0] + kinds[1]
     texts = [r["prompt"] for r in rows]
     prompts, baseline, _ = encode(tokenizer, texts, [r["response"] for r in rows], [r["finished"] for r in rows])
+    prompts = [Prompt(ids) for ids in prompts]
+    for prompt, row in zip(prompts, rows):
+        prompt.messages = row.get("messages")
     return Evaluation(prompts, texts, len(kinds[0]), "golden_policy", baseline, chosen_rows)
 
 

@@ -114,8 +114,9 @@ def make_golden_policy(args: Args) -> None:
         texts, prompts = zip(*prompts[: args.eval_prompts])
         drawing = args.max_response_tokens, generator(args.seed, split, "golden policy"), tokenizer, 2 * args.batch_size
         samples = decode(tokenizer, prompts, ipo_online.sample_in_parts(policy, prompts, *drawing))
-        for prompt, response, finished in zip(texts, *samples):
-            rows.append({"split": split, "prompt": prompt, "response": response, "finished": finished})
+        for text, prompt, response, finished in zip(texts, prompts, *samples):
+            row = {"split": split, "prompt": text, "messages": prompt.messages, "response": response, "finished": finished}
+            rows.append(row)
     with finished_folder(f"{args.out}/golden_policy") as folder:
         (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         policy.save_pretrained(folder)

@@ -1,5 +1,7 @@
 """Preference models: margins, ties, labels."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig
@@ -84,6 +86,28 @@ def test_a_judge_with_another_tokenizer_reads_the_text(tmp_path):
         ids[tokenizer] = prompts, first, encode(tokenizer, texts[0], texts[2], [False, True])[1]
     assert ids[judge.tokenizer] != ids[policy_tokenizer]
     assert torch.allclose(margin(other, *ids[policy_tokenizer]), margin(judge, *ids[judge.tokenizer]), atol=1e-6)
+
+
+def test_a_judge_reads_a_conversation_in_its_own_template(tmp_path):
+    """Policy and judge write a turn differently; the judge gets the turns its own way, not the policy's text."""
+    judge = tiny_judge("pointwise", tmp_path)
+    policy_tokenizer = letter_tokenizer(letters="hgfedcba")
+    policy_tokenizer.chat_template = "{% for m in messages %}a{{ m.content }}{% endfor %}"
+    judge.tokenizer.chat_template = "{% for m in messages %}b{{ m.content }}c{% endfor %}"
+    row = {"prompt": [{"role": "user", "content": "d"}, {"role": "assistant", "content": "e"}]}
+    row |= {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "ff"), ("rejected", "g"))}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    (pair,) = load_pairs(str(tmp_path / "pairs.jsonl"), policy_tokenizer, 8, 8, "error")
+    assert pair["text"] == "adae" and pair["prompt"].messages == row["prompt"]
+    columns = [[pair[name]] * 2 for name in ("prompt", "chosen", "rejected")]
+    own = [judge.tokenizer(text).input_ids for text in ("bdcbec", "ff<eos>", "g<eos>")]
+    expected = margin(judge, *([ids] for ids in own))
+    other = Judge(judge.model, judge.tokenizer, policy_tokenizer)
+    assert torch.allclose(margin(other, *columns), expected.repeat(2), atol=1e-6)
+    judge.tokenizer.chat_template = None  # then there is only the text
+    own[0] = judge.tokenizer("adae").input_ids
+    assert torch.allclose(margin(other, *columns), margin(judge, *([ids] for ids in own)).repeat(2), atol=1e-6)
+    assert not torch.allclose(margin(other, *columns), expected.repeat(2), atol=1e-4)
 
 
 def test_a_text_beyond_the_judges_context_is_refused(tmp_path):
