@@ -4,16 +4,21 @@ Lengths are in tokens, log-probabilities and KL in nats. Ids are plain lists of 
 """
 
 import hashlib
+import json
 import math
+import os
 import random
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import datasets
+import safetensors.torch
 import torch
 import transformers
 
@@ -22,11 +27,26 @@ transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 DEFAULT_START = "starts/reviews"
+LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
 
 
 def fail(message: str) -> NoReturn:
     """End the program with one line on stderr and exit code 1."""
     raise SystemExit(f"error: {message}")
+
+
+def run(main, args) -> None:
+    """main(args), where what no program can prevent ends in one line too: Ctrl-C, a full disk, too little memory."""
+    try:
+        main(args)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command" + " with --resume" * hasattr(args, "resume") + " goes on where it can")
+    except (OSError, safetensors.SafetensorError) as error:
+        fail(f"a file could not be read or written ({first_line(error)})")
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        fail(f"out of memory ({first_line(error)}); lower --batch-size or the --max-...-tokens")
 
 
 # ---------------------------------------------------------------------------------------------------------- arguments
@@ -86,13 +106,90 @@ def pick_device(name: str) -> str:
     return name
 
 
-def describe_run(args) -> dict:
-    """args.json: the fields of Args, flat, with the script's name, the git revision and the versions of the libraries."""
+def describe_run(args, path: Path) -> None:
+    """Write args.json: the fields of Args, flat, with the script's name, the git revision and the libraries' versions."""
     command = {"args": ["git", "rev-parse", "HEAD"], "cwd": Path(__file__).parent, "capture_output": True, "text": True}
     revision = subprocess.run(**command).stdout.strip() if shutil.which("git") else None
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     versions["git_revision"] = revision or None
-    return {"script": Path(sys.argv[0]).stem, **asdict(args), **versions, "threads": torch.get_num_threads()}
+    run = {"script": Path(sys.argv[0]).stem, **asdict(args), **versions, "threads": torch.get_num_threads()}
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(json.dumps(run, indent=1) + "\n")
+    aside.replace(path)
+
+
+@contextmanager
+def finished_folder(path: str | Path):
+    """A folder that appears under its name only when it is complete: written aside, renamed at the end."""
+    path = Path(path)
+    if path.exists():
+        fail(f"{path}: is there already; remove it or name another folder")
+    aside = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    aside.rename(path)
+
+
+def open_run(args, script: str) -> Path:
+    """The folder of this run: --out, or a new one named after start, script, seed and time. Nothing is written yet.
+
+    It must be empty, or, with --resume, hold a run with the same arguments. If that is finished, the program ends well.
+    """
+    if args.resume and args.out is None:
+        fail("--resume needs --out, the folder of the run to go on with")
+    args.out = args.out or f"runs/{Path(args.start or args.model).name}/{script}__{args.seed}__{int(time.time())}"
+    out, begun = Path(args.out), Path(args.out, "args.json")
+    if out.is_file() or (
+        out.exists() and not begun.exists() and {path.name for path in out.iterdir()} - {"args.json.partial"}
+    ):
+        fail(f"--out {out}: there is something in this place already, and it is no run; name another")
+    if begun.exists():
+        if not args.resume:
+            fail(f"--out {out}: there is a run in this place already; name another, or go on with it by --resume")
+        was, free = json.loads(begun.read_text()), ("out", "resume", "device", "track")
+        asked = {name: value for name, value in asdict(args).items() if name not in free}
+        changed = [f"--{name.replace('_', '-')} {was.get(name)}" for name in asked if was.get(name) != asked[name]]
+        if changed:
+            fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")
+        if (out / "policy").exists():
+            print(f"{out}: this run is finished")
+            raise SystemExit(0)
+    return out
+
+
+def save_checkpoint(out: Path, step: int, policy, optimizer) -> None:
+    """checkpoint/<step>: the policy, AdamW's moments, and how long the run's files are. Older ones go when it is complete."""
+    with finished_folder(out / "checkpoint" / str(step)) as folder:
+        safetensors.torch.save_model(policy, str(folder / "policy.safetensors"))
+        state = optimizer.state_dict()["state"]
+        tensors = {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
+        safetensors.torch.save_file(tensors, folder / "optimizer.safetensors")
+        sizes = {f"{name}.jsonl": Path(out, f"{name}.jsonl").stat().st_size for name in LOGS}
+        (folder / "state.json").write_text(json.dumps({"step": step, "sizes": sizes}))
+    for other in folder.parent.iterdir():
+        if other.name != str(step):
+            shutil.rmtree(other)
+
+
+def load_checkpoint(out: Path, policy, optimizer) -> int:
+    """Load the last complete checkpoint and cut the run's files back to it; returns its step, 0 where there is none."""
+    done = [folder for folder in out.glob("checkpoint/*") if folder.name.isdigit()]
+    if not done:
+        for name in LOGS:
+            Path(out, f"{name}.jsonl").unlink(missing_ok=True)
+        return 0
+    folder = max(done, key=lambda folder: int(folder.name))
+    safetensors.torch.load_model(policy, folder / "policy.safetensors")
+    state = {}
+    for key, value in safetensors.torch.load_file(folder / "optimizer.safetensors").items():
+        i, name = key.split(".")
+        state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = json.loads((folder / "state.json").read_text())
+    for name, size in state["sizes"].items():
+        os.truncate(out / name, size)
+    return state["step"]
 
 
 def generator(*key) -> torch.Generator:

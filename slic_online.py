@@ -6,6 +6,7 @@ Copy this file and common.py into a project of your own and change what you like
 
 import importlib.util
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +18,26 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common import (
+    LOGS,
     batch_order,
     check_args,
     collate,
     decode,
     describe_run,
     fail,
+    finished_folder,
     generator,
+    load_checkpoint,
     load_evaluation,
     load_judge,
     load_pairs,
     load_policy,
     margin,
     mean_stderr,
+    open_run,
     pick_device,
+    run,
+    save_checkpoint,
     wins,
 )
 
@@ -56,6 +63,8 @@ class Args:
     # ---- experiment
     out: str | None = None
     """folder of this run (default: runs/<start>/<script>__<seed>__<time>)"""
+    resume: bool = False
+    """go on with the run in --out from its last checkpoint; one is kept after every evaluation"""
     seed: int = 1
     """seed of everything random: the order of the data and every sampled token"""
     device: str = "auto"
@@ -70,7 +79,7 @@ class Args:
     """preference pairs a step (paper: 32)"""
     learning_rate: float = 5e-4
     """constant learning rate of AdamW, no weight decay (paper: 1e-5 for a 770M-parameter T5)"""
-    beta: float = 0.1
+    beta: float = 0.5
     """strength of the pull towards the reference: the log-ratio margin is pushed up to 1 / beta nats (paper: not run)"""
     max_grad_norm: float = 0.0
     """clip the gradient to this norm; 0 = off (paper: not stated)"""
@@ -204,10 +213,7 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
 def main(args):
     check_args(args)
     args.device = pick_device(args.device)
-    folder = Path(args.start or args.model).name
-    args.out = args.out or f"runs/{folder}/{Path(__file__).stem}__{args.seed}__{int(time.time())}"
-    if Path(args.out).is_file() or (Path(args.out).exists() and any(Path(args.out).iterdir())):
-        fail(f"--out {args.out}: there is something in this place already; name another")
+    out = open_run(args, Path(__file__).stem)
     if args.track and not importlib.util.find_spec("wandb"):
         fail("--track needs Weights & Biases: pip install wandb")
 
@@ -226,15 +232,16 @@ def main(args):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
-    out = Path(args.out)
-    (out / "responses").mkdir(parents=True)
-    (out / "args.json").write_text(json.dumps(describe_run(args), indent=1) + "\n")
+    out.mkdir(parents=True, exist_ok=True)
+    describe_run(args, out / "args.json")
+    (out / "responses").mkdir(exist_ok=True)
+    done = load_checkpoint(out, policy, optimizer)  # steps done before, 0 in a new run
     if args.track:
         import wandb
 
         wandb.init(project="tandem", name=out.name, config=vars(args), sync_tensorboard=True)
-    writer = SummaryWriter(str(out))
-    files = {name: open(out / f"{name}.jsonl", "w", buffering=1) for name in ("metrics", "timings", "evals")}
+    writer = SummaryWriter(str(out), purge_step=done or None)
+    files = {name: open(out / f"{name}.jsonl", "a", buffering=1) for name in LOGS}
 
     def log(name, row):
         files[name].write(json.dumps(row) + "\n")
@@ -251,9 +258,9 @@ def main(args):
             tokenizer.save_pretrained(out / "policies" / str(step))
         return {"kl": row["kl"], "win": row["win_rate"]}
 
-    shown = evaluate_and_save(0)
-    bar = tqdm(order, desc=Path(__file__).stem, unit="step")
-    for step, indices in enumerate(bar):
+    shown = {} if done else evaluate_and_save(0)
+    bar = tqdm(order[done:], desc=Path(__file__).stem, unit="step", initial=done, total=args.steps)
+    for step, indices in enumerate(bar, start=done):
         # ---- a batch of pairs: sample two responses to each prompt from the policy as it is now, and ask the judge
         clock = [time.perf_counter()]
         prompts = [pairs[i]["prompt"] for i in indices]
@@ -308,13 +315,16 @@ def main(args):
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             shown = evaluate_and_save(step + 1)
+            save_checkpoint(out, step + 1, policy, optimizer)
         bar.set_postfix({"loss": metrics["loss"], **shown}, refresh=False)
 
-    policy.save_pretrained(out / "policy")
-    tokenizer.save_pretrained(out / "policy")
+    with finished_folder(out / "policy") as folder:
+        policy.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    shutil.rmtree(out / "checkpoint")
     writer.close()
     print(f"wrote {out}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run(main, tyro.cli(Args, description=__doc__))

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -79,10 +78,9 @@ def make_start(run: Run) -> None:
 
 
 def make_run(run: Run) -> None:
-    """Make one run aside and rename it when it is complete."""
+    """Make one run aside, or go on with it, and rename it when it is complete."""
     aside = run.folder.with_name(f"{run.folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    call([f"{run.script}.py", *run.arguments, "--out", str(aside)], run.folder.with_name(f"{run.folder.name}.log"))
+    call([f"{run.script}.py", *run.arguments, "--resume", "--out", str(aside)], run.folder.with_name(f"{run.folder.name}.log"))
     aside.rename(run.folder)
 
 

@@ -21,8 +21,20 @@ from typing import Literal
 import tyro
 
 import ipo_online
-from common import check_ranges, decode, fail, generator, load_pairs, load_policy, load_rows, load_tokenizer, pick_device
-from prepare import finished_folder, reviews, sft
+from common import (
+    check_ranges,
+    decode,
+    fail,
+    finished_folder,
+    generator,
+    load_pairs,
+    load_policy,
+    load_rows,
+    load_tokenizer,
+    pick_device,
+    run,
+)
+from prepare import reviews, sft
 from prepare.preference_model import Relabel, Train, relabel, train
 
 READING = ("device", "max_prompt_tokens", "max_response_tokens", "on_bad_row")  # what every stage takes
@@ -95,16 +107,16 @@ def split_by_prompt(args: Args) -> None:
 
 def make_golden_policy(args: Args) -> None:
     """Write golden_policy/: online IPO with golden as the judge, and its responses to training and held-out prompts."""
-    out, run = args.out, Path(args.out, "golden_policy.run")
-    shutil.rmtree(run, ignore_errors=True)
+    out, folder = args.out, Path(args.out, "golden_policy.run")
     training = {name: getattr(args, name) for name in TRAINING}
-    few = {"eval_every": args.policy_steps, "eval_prompts": 64, "kl_prompts": 64}
+    few = {"eval_every": max(1, args.policy_steps // 4), "eval_prompts": 64, "kl_prompts": 64}
     rates = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate, "seed": args.seed}
-    roles = {"start": out, "judge": f"{out}/golden", "golden": f"{out}/golden", "out": str(run)}
-    ipo_online.main(ipo_online.Args(**roles, **rates, **few, **training))
+    roles = {"start": out, "judge": f"{out}/golden", "golden": f"{out}/golden", "out": str(folder), "resume": True}
+    if not (folder / "policy").exists():
+        ipo_online.main(ipo_online.Args(**roles, **rates, **few, **training))
 
     device = pick_device(args.device)
-    policy, tokenizer = load_policy(str(run / "policy"), device, args.max_prompt_tokens + args.max_response_tokens)
+    policy, tokenizer = load_policy(str(folder / "policy"), device, args.max_prompt_tokens + args.max_response_tokens)
     rows = []
     for split in ("train", "test"):
         limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
@@ -117,11 +129,11 @@ def make_golden_policy(args: Args) -> None:
         for text, prompt, response, finished in zip(texts, prompts, *samples):
             row = {"split": split, "prompt": text, "messages": prompt.messages, "response": response, "finished": finished}
             rows.append(row)
-    with finished_folder(f"{args.out}/golden_policy") as folder:
-        (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    shutil.rmtree(run)
+    with finished_folder(f"{args.out}/golden_policy") as made:
+        (made / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        policy.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+    shutil.rmtree(folder)
 
 
 def main(args: Args) -> None:
@@ -161,10 +173,12 @@ def main(args: Args) -> None:
     for name, (function, argument) in stages.items():
         began, missing = time.time(), not (out / name).exists()
         if missing:
+            if name != "golden_policy":
+                shutil.rmtree(out / "golden_policy.run", ignore_errors=True)  # a half-made one was made from other models
             function(argument)
             (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
         print(f"{out}/{name}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run(main, tyro.cli(Args, description=__doc__))

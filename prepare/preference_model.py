@@ -24,6 +24,7 @@ from common import (
     batch_order,
     check_ranges,
     fail,
+    finished_folder,
     generator,
     judge_sequences,
     load_judge,
@@ -33,10 +34,10 @@ from common import (
     load_tokenizer,
     margin,
     pick_device,
+    run,
     score,
     wins,
 )
-from prepare import finished_folder
 
 
 @dataclass
@@ -193,4 +194,4 @@ if __name__ == "__main__":
         Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Relabel, tyro.conf.subcommand("relabel")],
         description=__doc__,
     )
-    train(args) if isinstance(args, Train) else relabel(args)
+    run(train if isinstance(args, Train) else relabel, args)

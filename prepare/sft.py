@@ -12,9 +12,8 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from common import batch_order, check_ranges, collate, load_pairs, load_policy, pick_device
+from common import batch_order, check_ranges, collate, finished_folder, load_pairs, load_policy, pick_device, run
 from ipo_offline import sequence_logprob
-from prepare import finished_folder
 
 
 @dataclass
@@ -73,4 +72,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run(main, tyro.cli(Args, description=__doc__))

@@ -1,0 +1,126 @@
+"""Nothing lost: a run that was killed, interrupted or ran out of disk goes on, and ends as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import REPO, call, read_jsonl
+
+LONG = ["--steps", 24, "--batch-size", 4, "--eval-every", 4, "--eval-prompts", 8, "--kl-prompts", 4]
+KILLS = int(os.environ.get("TANDEM_KILLS", 5))
+
+
+def begin(*command):
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=REPO, env=env, **pipes)
+
+
+def wait_for(path, process):
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def assert_equal_runs(folder, other):
+    for name in ("metrics.jsonl", "evals.jsonl", "policy/model.safetensors", "responses/8.jsonl"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    steps = [row["step"] for row in read_jsonl(folder / "timings.jsonl")]
+    assert steps == [row["step"] for row in read_jsonl(other / "timings.jsonl")] == list(range(24))
+
+
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(start, tmp_path):
+    """kill -9, some before the first step, most in the middle of it all; every call but the first is the same."""
+    whole = ["ipo_online.py", "--start", start, *LONG, "--out", tmp_path / "whole"]
+    began = time.time()
+    call(*whole)
+    duration, rng = time.time() - began, random.Random(0)
+    command, kills, tries = [*whole[:-1], tmp_path / "killed", "--resume"], 0, 0
+    while kills < KILLS:
+        process = begin(*command)
+        if rng.random() < 0.8:  # not while Python is still importing
+            wait_for(tmp_path / "killed" / "metrics.jsonl", process)
+            time.sleep(rng.random() * duration * 0.15)
+        else:
+            time.sleep(rng.random() * duration)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        tries += 1
+        if (tmp_path / "killed" / "policy").exists() or tries > 3 * KILLS:
+            break
+    call(*command)
+    assert kills >= 3
+    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+    assert "this run is finished" in call(*command).stdout
+
+
+def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(start, tmp_path):
+    command = ["ipo_offline.py", "--start", start, *LONG, "--out"]
+    process = begin(*command, tmp_path / "run")
+    wait_for(tmp_path / "run" / "checkpoint" / "4", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert errors.splitlines()[-1] == "error: interrupted; the same command with --resume goes on where it can"
+    call(*command, tmp_path / "run", "--resume")
+    call(*command, tmp_path / "whole")
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_made(start, tmp_path):
+    """No file may grow beyond 300 kB: the first checkpoint, of 460 kB, cannot be written. With room it goes on."""
+    command = [sys.executable, "ipo_offline.py", "--start", start, *LONG, "--out", tmp_path / "run"]
+    limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash", *map(str, command)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(limited, cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: a file could not be read or written" in done.stderr.splitlines()[-1]
+    assert not [path for path in (tmp_path / "run" / "checkpoint").iterdir() if path.suffix != ".partial"]
+    call(*command[1:], "--resume")
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 24
+
+
+def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
+    command = ["ipo_offline.py", "--start", start, "--out", runs["ipo_offline"], "--resume", "--batch-size", 4]
+    done = call(*command, "--beta", 0.5, "--steps", 4, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4, code=1)
+    assert "this run was begun with --steps 3 --beta 0.1; repeat that" in done.stderr
+    assert "--resume needs --out" in call("ipo_offline.py", "--start", start, "--resume", code=1).stderr
+    (tmp_path / "notes.txt").write_text("not a run")
+    done = call("ipo_offline.py", "--start", start, "--resume", "--out", tmp_path, code=1)
+    assert "there is something in this place already, and it is no run" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("place", ["/proc/run", "FILE/run"])
+def test_a_place_that_cannot_be_written_ends_in_one_line(place, start, tmp_path):
+    (tmp_path / "file").write_text("")
+    out = place.replace("FILE", str(tmp_path / "file"))
+    done = call("ipo_offline.py", "--start", start, *LONG, "--out", out, code=1)
+    assert "error: a file could not be read or written" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_interrupted_prepare_goes_on(start, tmp_path):
+    """Killed during each stage in turn, it ends with the same files."""
+    from tests.conftest import MINIATURE
+
+    command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", tmp_path / "again"]
+    for half_made in ("sft.partial", "golden.partial", "proxy.partial", "golden_policy.run"):
+        process = begin(*command)
+        wait_for(tmp_path / "again" / half_made, process)
+        process.kill()
+        process.wait()
+    call(*command)
+    for path in start.rglob("*"):
+        if path.is_file() and path.name != "prepare.json":
+            assert (tmp_path / "again" / path.relative_to(start)).read_bytes() == path.read_bytes(), path
+    assert (
+        json.loads((start / "prepare.json").read_text()).keys()
+        == json.loads((tmp_path / "again" / "prepare.json").read_text()).keys()
+    )
+    assert not list((tmp_path / "again").glob("*.partial")) and not list((tmp_path / "again").glob("*.run"))
