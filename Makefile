@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test
+.PHONY: demo test test-all
 
 # From a fresh clone to the picture: the embedded world, both runs side by side, KL against win rate.
 demo: .venv/installed
@@ -14,6 +14,10 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+# The same with more patience: a run is killed 30 times instead of 5.
+test-all: .venv/installed-test
+	HF_HUB_OFFLINE=1 TANDEM_KILLS=30 $(PY) -m pytest
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

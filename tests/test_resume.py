@@ -1,6 +1,5 @@
 """Nothing lost: a run that was killed, interrupted or ran out of disk goes on, and ends as if nothing had happened."""
 
-import json
 import os
 import random
 import signal
@@ -10,7 +9,7 @@ import time
 
 import pytest
 
-from tests.conftest import REPO, call, read_jsonl
+from tests.conftest import MINIATURE, REPO, call, read_jsonl
 
 LONG = ["--steps", 24, "--batch-size", 4, "--eval-every", 4, "--eval-prompts", 8, "--kl-prompts", 4]
 KILLS = int(os.environ.get("TANDEM_KILLS", 5))
@@ -107,8 +106,6 @@ def test_a_place_that_cannot_be_written_ends_in_one_line(place, start, tmp_path)
 
 def test_an_interrupted_prepare_goes_on(start, tmp_path):
     """Killed during each stage in turn, it ends with the same files."""
-    from tests.conftest import MINIATURE
-
     command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", tmp_path / "again"]
     for half_made in ("sft.partial", "golden.partial", "proxy.partial", "golden_policy.run"):
         process = begin(*command)
@@ -119,8 +116,4 @@ def test_an_interrupted_prepare_goes_on(start, tmp_path):
     for path in start.rglob("*"):
         if path.is_file() and path.name != "prepare.json":
             assert (tmp_path / "again" / path.relative_to(start)).read_bytes() == path.read_bytes(), path
-    assert (
-        json.loads((start / "prepare.json").read_text()).keys()
-        == json.loads((tmp_path / "again" / "prepare.json").read_text()).keys()
-    )
     assert not list((tmp_path / "again").glob("*.partial")) and not list((tmp_path / "again").glob("*.run"))
