@@ -25,6 +25,7 @@ import transformers
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
+datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
 
 DEFAULT_START = "starts/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
@@ -262,10 +263,23 @@ def load_tokenizer(source: str):
     return tokenizer
 
 
+def check_vocabulary(source: str, model, tokenizer) -> None:
+    """End the program where the tokenizer knows tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        fail(f"{source}: its tokenizer has {len(tokenizer)} tokens, its model only {rows}; they do not belong together")
+
+
+@torch.no_grad()
 def load_policy(source: str, device: str, tokens: int):
     """(causal language model that is to read `tokens` tokens, its tokenizer) from a folder or a Hub name."""
-    tokenizer = load_tokenizer(source)
-    return load_model(transformers.AutoModelForCausalLM, source, "causal language model", device, tokens), tokenizer
+    tokenizer, what = load_tokenizer(source), "causal language model"
+    model = load_model(transformers.AutoModelForCausalLM, source, what, device, tokens)
+    check_vocabulary(source, model, tokenizer)
+    first = [model(torch.tensor([[0, last]], device=device)).logits[0, 0] for last in (0, 1)]
+    if not torch.equal(*first):
+        fail(f"{source}: is no {what}: what it says of a token depends on the tokens after it")
+    return model, tokenizer
 
 
 # --------------------------------------------------------------------------------------------------------- preferences
@@ -278,8 +292,10 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
             kind = "parquet" if ".parquet" in Path(source).suffixes else "json"
             return datasets.load_dataset(kind, data_files=str(source), split="train").to_list()
         return datasets.load_dataset(str(source), split=split).to_list()
+    except StopIteration:
+        fail(f"{source}: is empty")
     except Exception as error:
-        fail(f"{source}: cannot be read as {split} preference data ({first_line(error)})")
+        fail(f"{source}: cannot be read as {split} preference data ({first_line(error.__cause__ or error)})")
 
 
 class Prompt(list):
@@ -288,19 +304,29 @@ class Prompt(list):
     messages: list[dict] | None = None
 
 
+def conversation(value) -> bool:
+    """Whether it is a list of messages, {role, content}."""
+    keys = [m.keys() if isinstance(m, dict) else set() for m in value] if isinstance(value, list) else []
+    return len(keys) > 0 and all({"role", "content"} <= names for names in keys)
+
+
 def row_strings(row: dict, tokenizer) -> tuple[str, str, str, list[dict] | None]:
     """(prompt, chosen, rejected, messages) from a row in any of the ecosystem's forms; ValueError says what is wrong.
 
     Strings with or without a prompt column, or lists of {role, content}: then the chat template is applied to the prompt's
     messages, and the response is the last message's text, which an assistant writes and ends with the end token.
     """
-    prompt, chosen, rejected, messages = row.get("prompt"), row.get("chosen"), row.get("rejected"), None
-    if isinstance(chosen, list) and isinstance(rejected, list) and chosen and rejected:
+    if not {"chosen", "rejected"} <= row.keys():
+        raise ValueError(f"there must be columns chosen and rejected, there are {', '.join(row)}")
+    prompt, chosen, rejected, messages = row.get("prompt"), row["chosen"], row["rejected"], None
+    if conversation(chosen) and conversation(rejected):
         if not isinstance(prompt, list) or len(chosen) > 1:  # the prompt is inside both
             if rejected[:-1] != chosen[:-1] or (isinstance(prompt, list) and prompt != chosen[:-1]) or len(chosen) < 2:
                 raise ValueError("chosen and rejected do not go on from one prompt by one message each")
             prompt = chosen[:-1]
         messages = prompt
+        if not conversation(messages):
+            raise ValueError("the prompt is no list of messages")
         if {chosen[-1].get("role"), rejected[-1].get("role")} != {"assistant"}:
             raise ValueError("the last message of chosen and of rejected must be the assistant's")
         chosen, rejected = chosen[-1].get("content"), rejected[-1].get("content")
@@ -449,6 +475,7 @@ def load_judge(source: str | None, policy_tokenizer, device: str, tokens: int) -
     model = load_model(transformers.AutoModelForSequenceClassification, source, "preference model", device, tokens)
     if model.config.num_labels != 1:
         fail(f"{source}: a judge has one label, this model has {model.config.num_labels}")
+    check_vocabulary(source, model, tokenizer)
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
     return Judge(model, tokenizer, None if same else policy_tokenizer)
 

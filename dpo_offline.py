@@ -78,7 +78,7 @@ class Args:
     """preference pairs a step (paper: 32)"""
     learning_rate: float = 5e-4
     """constant learning rate of AdamW, no weight decay (paper: 1e-5 for a 770M-parameter T5)"""
-    beta: float = 0.5
+    beta: float = 1.0
     """strength of the pull towards the reference: the push on the log-ratio margin fades at 1 / beta nats (paper: not run)"""
     max_grad_norm: float = 0.0
     """clip the gradient to this norm; 0 = off (paper: not stated)"""
@@ -278,11 +278,12 @@ def main(args):
 
         # ---- the loss, and one step of AdamW
         loss = preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, args.beta).mean()
-        if not loss.isfinite():
-            fail(f"step {step}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.zero_grad()
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm or float("inf"))
+        if not (loss.isfinite() and grad_norm.isfinite()):
+            rows = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
+            fail(f"{rows}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.step()
 
         # ---- what happened; step 0 is the first batch, before any update

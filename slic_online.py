@@ -283,11 +283,12 @@ def main(args):
 
         # ---- the loss, and one step of AdamW
         loss = preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, args.beta).mean()
-        if not loss.isfinite():
-            fail(f"step {step}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.zero_grad()
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm or float("inf"))
+        if not (loss.isfinite() and grad_norm.isfinite()):
+            rows = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
+            fail(f"{rows}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.step()
 
         # ---- what happened; step 0 is the first batch, before any update

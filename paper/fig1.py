@@ -31,11 +31,12 @@ from paper.runs import Curve, Run, join, make, show
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
-# learning rates as multiples of the script's default, betas; IPO's grid holds the paper's own, the others' are reduced
+# learning rates as multiples of the script's default, and betas. IPO's grid holds the paper's own; those of DPO and SLiC are
+# reduced: their default beta, a fifth and five times of it, and no larger learning rate, which their losses do not hold back
 GRIDS = {
     "ipo": ((0.3, 1, 3), (0.02, 0.05, 0.1, 0.5, 1.0)),
-    "dpo": ((1, 3), (0.02, 0.1, 0.5)),
-    "slic": ((1, 3), (0.02, 0.1, 0.5)),
+    "dpo": ((0.3, 1), (0.2, 1.0, 5.0)),
+    "slic": ((0.3, 1), (0.1, 0.5, 2.5)),
 }
 PAPER_BETAS = (0.1, 0.5, 1.0)
 TIMES = 5  # the long offline runs have so many times the steps of the online run
@@ -148,7 +149,7 @@ def pools_of(curves: list[Curve], short: int) -> dict[str, list[Curve]]:
     """The offline pool as a whole, and the parts of it that are shown alone."""
     pools = {"offline pool": curves, "offline pool, 1x steps": [curve.until(short) for curve in curves]}
     paper = [curve for curve in curves if curve.run.options["beta"] in PAPER_BETAS]
-    return pools | ({"offline, the paper's betas": paper} if len(paper) < len(curves) else {})
+    return pools | ({"offline, the paper's betas": paper} if curves[0].run.script == "ipo_offline" else {})
 
 
 def draw(loss: str, results: list[tuple[int, Curve, list[Curve]]], out: str) -> None:

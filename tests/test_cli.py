@@ -179,13 +179,15 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, s
 
 def test_a_used_folder_is_refused(start, runs):
     done = call("ipo_online.py", "--start", start, "--out", runs["ipo_online"], *SHORT, code=1)
-    assert "there is something in this place already" in done.stderr
+    assert "there is a run in this place already" in done.stderr
 
 
 def test_a_loss_that_is_no_number_names_its_step(start, tmp_path):
     for script in ("ipo_offline.py", "ipo_online.py"):
         done = call(script, "--start", start, "--out", tmp_path / script, *SHORT, "--learning-rate", 1e30, code=1)
-        assert re.search("error: step [12]: the loss is nan; lower --learning-rate", done.stderr)
+        assert re.search(
+            r"error: step [012], rows \[\d+, \d+, \d+, \d+\] of the data: the loss is .*; lower --learning-rate", done.stderr
+        )
 
 
 def test_without_the_git_program(start, tmp_path):

@@ -8,7 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import batch_order, collate, decode, encode, generator, load_pairs, load_policy, load_rows, load_tokenizer
+from common import (
+    batch_order,
+    collate,
+    decode,
+    encode,
+    generator,
+    load_pairs,
+    load_policy,
+    load_rows,
+    load_tokenizer,
+    row_strings,
+)
 from ipo_online import sample
 from tests.conftest import SHARED, letter_tokenizer, needs_shared
 
@@ -96,13 +107,68 @@ def test_a_bad_row_is_named_or_skipped_and_counted(reason, tmp_path, capsys):
     assert "1 of 4 rows left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["", "not json", '{"prompt": "a"}', '{"chosen": "a", "rejected": "b"}'])
-def test_a_file_without_usable_rows_ends_in_one_line(content, tmp_path):
-    (tmp_path / "pairs.jsonl").write_text(content)
-    for on_bad_row in ("error", "skip"):
-        with pytest.raises(SystemExit, match=r"^error: .*pairs\.jsonl") as error:
-            load(tmp_path / "pairs.jsonl", on_bad_row=on_bad_row)
-        assert "\n" not in str(error.value)
+GOOD = '{"prompt": "ab", "chosen": "cd", "rejected": "e"}\n'
+UNREADABLE = {
+    "is empty": b"",
+    "no data": b"\n\n",
+    "JSON parse error: Invalid value. in row 1": GOOD.encode() + b"not json\n",
+    "surrogate pair in string is invalid. in row 0": b'{"prompt": "a\\ud800", "chosen": "b", "rejected": "c"}\n',
+    "can't decode byte 0xe9": b'{"prompt": "caf\xe9", "chosen": "b", "rejected": "c"}\n',
+    "must be columns chosen and rejected, there are prompt, choosen": b'{"prompt": "a", "choosen": "b", "rejected": "c"}',
+    "row 0: .*share no prompt up to": b'{"chosen": "a", "rejected": "b"}',
+    "Compressed file ended before": gzip.compress(GOOD.encode() * 999)[:50],
+}
+
+
+@pytest.mark.parametrize("reason", UNREADABLE)
+def test_a_file_that_cannot_be_read_ends_in_one_line(reason, tmp_path, capfd):
+    path = tmp_path / ("pairs.jsonl.gz" if "Compressed" in reason else "pairs.jsonl")
+    path.write_bytes(UNREADABLE[reason])
+    with pytest.raises(SystemExit, match=rf"^error: .*pairs\.jsonl.*: .*{reason}") as error:
+        load(path)
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+    with pytest.raises(SystemExit, match=r"^error: .*pairs\.jsonl"):
+        load(path, on_bad_row="skip")
+
+
+MIXED = ["chosen", 3, ["x"], None, [{"role": "assistant", "content": "x"}]]
+
+
+@pytest.mark.parametrize("text", MIXED[1:], ids=str)
+def test_a_row_of_another_type_is_named(text, tmp_path):
+    rows = [json.loads(GOOD), json.loads(GOOD), json.loads(GOOD) | {"chosen": text}]
+    with pytest.raises(SystemExit, match="row 2: chosen is no text"):
+        load(write_rows(tmp_path / "pairs.jsonl", rows))
+
+
+def test_oddities_that_can_be_used_say_nothing(tmp_path, capfd):
+    """Extra columns, right-to-left text, a byte-order mark, an array instead of lines, one row, NUL bytes."""
+    tokenizer = letter_tokenizer("<eos>", letters="abcde\u05d0\u0645\0")
+    row = {"prompt": "ab", "chosen": "\u05d0\u05d0", "rejected": "\u0645\0", "extra": {"deep": [1, None]}, "id": 7}
+    for content in (json.dumps(row), "\ufeff" + json.dumps(row), json.dumps([row, row])):
+        (tmp_path / "pairs.json").write_text(content)
+        pairs = load(tmp_path / "pairs.json", tokenizer)
+        assert tokenizer.decode(pairs[0]["chosen"][:-1]) == row["chosen"] and pairs[0]["rejected"][-1] == 0
+        assert capfd.readouterr() == ("", "")
+
+
+WORDS = st.text("abz \n\0\ud800\u05d0", max_size=10)
+MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": WORDS}), max_size=3)
+CELL = st.one_of(WORDS, st.none(), st.integers(), st.lists(WORDS, max_size=2), MESSAGES)
+
+
+@given(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "chosen_finished"]), CELL))
+@settings(max_examples=300, deadline=None)
+def test_any_row_is_either_three_texts_or_a_reason(row):
+    """Whatever the cells hold: strings that are not blank, or a ValueError of one line; never anything else."""
+    tokenizer = letter_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    try:
+        prompt, chosen, rejected, _ = row_strings(row, tokenizer)
+    except ValueError as reason:
+        assert str(reason) and "\n" not in str(reason)
+    else:
+        assert all(isinstance(text, str) and text.strip() for text in (prompt, chosen, rejected))
 
 
 def test_gzip_parquet_and_folders_are_read(tmp_path):

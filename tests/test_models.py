@@ -2,12 +2,13 @@
 
 import importlib
 import json
+import pickle
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel
 
-from common import load_judge, load_tokenizer
+from common import load_judge, load_policy, load_tokenizer
 from tests.conftest import SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 
 PAIRS = [
@@ -46,6 +47,65 @@ def test_every_script_on_every_family(script, letters, family):
     # the policy that was written is the one that was trained: same family, other weights
     before, after = (type(tiny_model(family)).from_pretrained(letters / name) for name in ("model", "run/policy"))
     assert any(not torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values()))
+
+
+def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
+    """A policy that reads backwards, a tokenizer of another model, none at all, one without an end token."""
+    tokenizer = letter_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **sizes))
+    small, large = tiny_model(dtype=torch.float32), tiny_model(dtype=torch.float32, vocab_size=64)
+    endless = letter_tokenizer()
+    endless.eos_token = None
+    made = {
+        "encoder": (encoder, tokenizer),
+        "apart": (small, letter_tokenizer(letters="abcdefghijkl")),
+        "good": (large, tokenizer),
+    }
+    made |= {"bare": (small, None), "endless": (small, endless)}
+    for name, (model, own) in made.items():
+        model.save_pretrained(tmp_path / name)
+        own and own.save_pretrained(tmp_path / name)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"\0" * 64)
+    tokenizer.save_pretrained(tmp_path / "broken")
+    for name, reason in (
+        ("encoder", "is no causal language model: what it says of a token depends on the tokens after it"),
+        ("apart", "its tokenizer has 14 tokens, its model only 10; they do not belong together"),
+        ("bare", "no tokenizer can be loaded from it"),
+        ("endless", "its tokenizer has no end-of-sequence token"),
+        ("broken", "no "),
+        ("nowhere", "no tokenizer can be loaded from it"),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {tmp_path}/{name}: {reason}") as error:
+            load_policy(str(tmp_path / name), "cpu", 16)
+        assert "\n" not in str(error.value)
+    load_policy(str(tmp_path / "good"), "cpu", 16)  # more embeddings than tokens are common: padded for speed
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare", num_labels=1).save_pretrained(tmp_path / "judge")
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/judge: no tokenizer can be loaded from it"):
+        load_judge(str(tmp_path / "judge"), tokenizer, "cpu", 16)
+
+
+class Trap:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_in_a_model_folder_is_not_run(tmp_path):
+    """Weights as a booby-trapped pickle instead of safetensors: refused, not opened."""
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    letter_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(SystemExit, match="no causal language model can be loaded from it"):
+        load_policy(str(tmp_path / "model"), "cpu", 16)
+    assert not (tmp_path / "sprung").exists()
 
 
 @needs_shared
