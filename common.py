@@ -234,7 +234,7 @@ def load_model(kind, source: str, what: str, device: str, tokens: int, new: bool
     transformers fills missing weights with random numbers, so that a judge without a score would judge by chance; with `new`
     that is what is wanted.
     """
-    options |= {"dtype": torch.float32, "output_loading_info": True}
+    options |= {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # never a pickle
     model, info = from_pretrained(kind, source, what, **options)
     if info["missing_keys"] and not new:
         fail(f"{source}: is no {what}: it has no weights for {sorted(info['missing_keys'])[0]}")

@@ -57,12 +57,8 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     small, large = tiny_model(dtype=torch.float32), tiny_model(dtype=torch.float32, vocab_size=64)
     endless = letter_tokenizer()
     endless.eos_token = None
-    made = {
-        "encoder": (encoder, tokenizer),
-        "apart": (small, letter_tokenizer(letters="abcdefghijkl")),
-        "good": (large, tokenizer),
-    }
-    made |= {"bare": (small, None), "endless": (small, endless)}
+    made = {"encoder": (encoder, tokenizer), "good": (large, tokenizer), "bare": (small, None), "endless": (small, endless)}
+    made["apart"] = small, letter_tokenizer(letters="abcdefghijkl")
     for name, (model, own) in made.items():
         model.save_pretrained(tmp_path / name)
         own and own.save_pretrained(tmp_path / name)
