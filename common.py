@@ -29,6 +29,7 @@ datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
 
 DEFAULT_START = "starts/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
+FREE = "out", "resume", "device", "track", "save_policies"  # arguments that change no number
 
 
 def fail(message: str) -> NoReturn:
@@ -148,8 +149,7 @@ def open_run(args, script: str) -> Path:
     if begun.exists():
         if not args.resume:
             fail(f"--out {out}: there is a run in this place already; name another, or go on with it by --resume")
-        was, free = json.loads(begun.read_text()), ("out", "resume", "device", "track")
-        asked = {name: value for name, value in asdict(args).items() if name not in free}
+        was, asked = json.loads(begun.read_text()), {k: v for k, v in asdict(args).items() if k not in FREE}
         changed = [f"--{name.replace('_', '-')} {was.get(name)}" for name in asked if was.get(name) != asked[name]]
         if changed:
             fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")

@@ -59,9 +59,10 @@ def rule_win_rate(folder: str, args: dict, row: dict) -> tuple[float, float] | N
 
 
 def kl_axis(axes) -> None:
-    """A log axis of KL with numbers that can be read."""
+    """A log axis of KL with numbers that can be read, fewer a decade where it spans many."""
+    low, high = axes.dataLim.intervalx
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if high < 50 * low else (1, 3)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")

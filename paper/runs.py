@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from common import fail, wins
+from common import FREE, fail, wins
 from paper.frontier import json_lines, load_run
 
 # Seconds on one core of a 2.3 GHz Xeon for the embedded world: what --list estimates with, measured as docs/findings.md says.
@@ -47,8 +47,8 @@ class Run:
     @property
     def folder(self) -> Path:
         """Its name holds what a reader looks for, and a digest of every argument, defaults and the start's own included."""
-        prepared = Path(self.start, "prepare.json")
-        arguments = asdict(importlib.import_module(self.script).Args(**self.told))
+        prepared, arguments = Path(self.start, "prepare.json"), asdict(importlib.import_module(self.script).Args(**self.told))
+        arguments = {name: value for name, value in arguments.items() if name not in FREE}
         key = json.dumps([arguments, prepared.read_text() if prepared.exists() else None])
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         options = "".join(f"__{name}={value}" for name, value in self.options.items())
