@@ -1,4 +1,4 @@
-"""Tokenization and evaluation helpers shared by every script: what is no part of the algorithms, and nothing else.
+"""What every script needs and no algorithm is about: arguments, the run's folder, tokenization, judges, evaluation.
 
 Lengths are in tokens, log-probabilities and KL in nats. Ids are plain lists of ints until `collate` makes tensors of them.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import datasets
+import filelock
 import safetensors.torch
 import torch
 import transformers
@@ -29,7 +30,7 @@ datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
 
 DEFAULT_START = "starts/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
-FREE = "out", "resume", "device", "track", "save_policies"  # arguments that change no number
+FREE = "out", "resume", "device", "track", "save_policies"  # arguments that may differ when a run goes on
 
 
 def fail(message: str) -> NoReturn:
@@ -37,12 +38,13 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(f"error: {message}")
 
 
-def run(main, args) -> None:
+def run_command(main, args) -> None:
     """main(args), where what no program can prevent ends in one line too: Ctrl-C, a full disk, too little memory."""
     try:
         main(args)
     except KeyboardInterrupt:
-        fail("interrupted; the same command" + " with --resume" * hasattr(args, "resume") + " goes on where it can")
+        again = f" with --out {args.out} --resume" if hasattr(args, "resume") else ""
+        fail(f"interrupted; the same command{again} goes on where it can")
     except (OSError, safetensors.SafetensorError) as error:
         fail(f"a file could not be read or written ({first_line(error)})")
     except RuntimeError as error:
@@ -55,31 +57,28 @@ def run(main, args) -> None:
 
 
 def check_ranges(args, zero: tuple[str, ...]) -> None:
-    """End the program where a count is below 1, or a rate not above 0 and finite; fields named in `zero` may be 0 too."""
+    """End the program where a number is negative, 0 or not finite; fields named in `zero` may be 0."""
     for field in fields(args):
-        value, least = getattr(args, field.name), 0 if field.name in zero else 1
-        if type(value) is int and value < least:
-            fail(f"--{field.name.replace('_', '-')} {value}: must be at least {least}")
-        if type(value) is float and not (math.isfinite(value) and value >= 0 and (value or field.name in zero)):
-            fail(
-                f"--{field.name.replace('_', '-')} {value}: must be a finite number "
-                + ("above 0" if least else "of 0 or more")
-            )
+        value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
+        if type(value) in (int, float) and not (0 <= value < math.inf and (value or field.name in zero)):
+            fail(f"{flag} {value}: must be a finite number " + ("of 0 or more" if field.name in zero else "above 0"))
 
 
 def check_args(args) -> None:
     """Check a script's Args, then fill what was left open from the start.
 
     --model, --dataset, --golden, --baseline and --judge default to the parts of the start; a golden or baseline that it lacks
-    stays None. If the default start does not exist yet, it is prepared first.
+    stays None. Where nothing is named at all, the default start serves, and is prepared first if it does not exist yet.
     """
     check_ranges(args, zero=("seed", "max_grad_norm"))
     required = [name for name in ("model", "dataset", "judge") if hasattr(args, name)]
-    if args.start is None and any(getattr(args, name) is None for name in required):
+    named = [name for name in required if getattr(args, name) is not None]
+    if args.start is None and len(named) < len(required):
         args.start = DEFAULT_START
-        if not Path(args.start, "golden_policy").exists():  # its last part
-            if not Path("prepare").is_dir():
-                fail(f"no start given: pass {' '.join('--' + name for name in required)}, or --start FOLDER")
+        ready = Path(args.start, "golden_policy").exists()  # its last part
+        if named or not (ready or Path("prepare").is_dir()):
+            fail(f"no start given: pass {' '.join('--' + name for name in required)}, or --start FOLDER")
+        if not ready:
             print(f"{args.start} is not ready yet: running `python -m prepare --out {args.start}` first")
             if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
                 fail(f"python -m prepare --out {args.start} did not finish; see above")
@@ -108,18 +107,6 @@ def pick_device(name: str) -> str:
     return name
 
 
-def describe_run(args, path: Path) -> None:
-    """Write args.json: the fields of Args, flat, with the script's name, the git revision and the libraries' versions."""
-    command = {"args": ["git", "rev-parse", "HEAD"], "cwd": Path(__file__).parent, "capture_output": True, "text": True}
-    revision = subprocess.run(**command).stdout.strip() if shutil.which("git") else None
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
-    versions["git_revision"] = revision or None
-    run = {"script": Path(sys.argv[0]).stem, **asdict(args), **versions, "threads": torch.get_num_threads()}
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(json.dumps(run, indent=1) + "\n")
-    aside.replace(path)
-
-
 @contextmanager
 def finished_folder(path: str | Path):
     """A folder that appears under its name only when it is complete: written aside, renamed at the end."""
@@ -133,7 +120,14 @@ def finished_folder(path: str | Path):
     aside.rename(path)
 
 
-def open_run(args, script: str) -> Path:
+def changed_arguments(args, out: Path) -> list[str]:
+    """The arguments that a run in this folder was begun with and that are others now, as flags; no run, no change."""
+    was = json.loads(Path(out, "args.json").read_text()) if Path(out, "args.json").exists() else asdict(args)
+    names = [name for name in asdict(args) if name not in FREE and was.get(name) != getattr(args, name)]
+    return [f"--{name.replace('_', '-')} {was.get(name)}" for name in names]
+
+
+def choose_folder(args, script: str) -> Path:
     """The folder of this run: --out, or a new one named after start, script, seed and time. Nothing is written yet.
 
     It must be empty, or, with --resume, hold a run with the same arguments. If that is finished, the program ends well.
@@ -141,22 +135,52 @@ def open_run(args, script: str) -> Path:
     if args.resume and args.out is None:
         fail("--resume needs --out, the folder of the run to go on with")
     args.out = args.out or f"runs/{Path(args.start or args.model).name}/{script}__{args.seed}__{int(time.time())}"
-    out, begun = Path(args.out), Path(args.out, "args.json")
-    if out.is_file() or (
-        out.exists() and not begun.exists() and {path.name for path in out.iterdir()} - {"args.json.partial"}
-    ):
+    out, begun = Path(args.out), Path(args.out, "args.json").exists()
+    inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.is_file() or (not begun and inside - {"args.json.partial", ".lock"}):
         fail(f"--out {out}: there is something in this place already, and it is no run; name another")
-    if begun.exists():
-        if not args.resume:
-            fail(f"--out {out}: there is a run in this place already; name another, or go on with it by --resume")
-        was, asked = json.loads(begun.read_text()), {k: v for k, v in asdict(args).items() if k not in FREE}
-        changed = [f"--{name.replace('_', '-')} {was.get(name)}" for name in asked if was.get(name) != asked[name]]
-        if changed:
-            fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")
-        if (out / "policy").exists():
-            print(f"{out}: this run is finished")
-            raise SystemExit(0)
+    if begun and not args.resume:
+        fail(f"--out {out}: there is a run in this place already; name another, or go on with it by --resume")
+    if changed := changed_arguments(args, out):
+        fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")
+    if (out / "policy").exists():
+        print(f"{out}: this run is finished")
+        raise SystemExit(0)
     return out
+
+
+LOCKS = []  # held until the process ends, however it ends
+
+
+def claim(folder: Path) -> None:
+    """Make a folder and keep other processes from writing there at the same time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    LOCKS.append(filelock.FileLock(folder / ".lock"))
+    try:
+        LOCKS[-1].acquire(blocking=False)
+    except filelock.Timeout:
+        fail(f"{folder}: another process is writing here; wait for it, or name another folder")
+
+
+def begin_run(args, out: Path) -> None:
+    """Claim the folder and write args.json: the fields of Args, flat, with the script, the git revision and the versions.
+
+    A run that goes on keeps the args.json it has, and a line says what is not as it was: its numbers may differ then.
+    """
+    claim(out)
+    command = {"args": ["git", "rev-parse", "HEAD"], "cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    now = {"git_revision": shutil.which("git") and subprocess.run(**command).stdout.strip() or None}
+    now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
+    now |= {"threads": torch.get_num_threads(), "device": args.device}
+    if (out / "args.json").exists():
+        was = json.loads((out / "args.json").read_text())
+        others = [f"{name} {was[name]}, now {now[name]}" for name in now if was[name] != now[name]]
+        if others:
+            print(f"{out}: was begun with {'; '.join(others)}")
+    else:
+        row = {"script": Path(sys.argv[0]).stem, **asdict(args), **now}
+        (out / "args.json.partial").write_text(json.dumps(row, indent=1) + "\n")
+        (out / "args.json.partial").replace(out / "args.json")
 
 
 def save_checkpoint(out: Path, step: int, policy, optimizer) -> None:
@@ -231,13 +255,14 @@ def from_pretrained(kind, source: str, what: str, **options):
 def load_model(kind, source: str, what: str, device: str, tokens: int, new: bool = False, **options):
     """A model in fp32 without dropout that can read `tokens` tokens and whose weights all came from the source.
 
-    transformers fills missing weights with random numbers, so that a judge without a score would judge by chance; with `new`
-    that is what is wanted.
+    transformers fills missing weights with random numbers, so that a judge without a score would judge by chance. With `new`
+    the score, and nothing else, is to be new.
     """
     options |= {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # never a pickle
     model, info = from_pretrained(kind, source, what, **options)
-    if info["missing_keys"] and not new:
-        fail(f"{source}: is no {what}: it has no weights for {sorted(info['missing_keys'])[0]}")
+    missing = [key for key in sorted(info["missing_keys"]) if not new or key.startswith(f"{model.base_model_prefix}.")]
+    if missing:
+        fail(f"{source}: is no {what}: it has no weights for {missing[0]}")
     if tokens > context_of(model):
         fail(f"{source}: reads at most {context_of(model)} tokens, {tokens} may be asked of it; lower the --max-...-tokens")
     return model.to(device).eval()  # eval() turns dropout off; gradients flow all the same
@@ -338,7 +363,7 @@ def row_strings(row: dict, tokenizer) -> tuple[str, str, str, list[dict] | None]
         if not prompt or prompt != other:
             raise ValueError("there is no prompt column, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
         prompt += mark
-    if not all(row.get(f"{name}_finished") in (None, True, False) for name in ("chosen", "rejected")):
+    if not {type(row.get(f"{name}_finished")) for name in ("chosen", "rejected")} <= {bool, type(None)}:
         raise ValueError("chosen_finished and rejected_finished must be true or false")
     for name, text in {"prompt": prompt, "chosen": chosen, "rejected": rejected}.items():
         if not isinstance(text, str) or not text.strip():
@@ -394,6 +419,7 @@ def load_pairs(
             strings[number] = row_strings(row, tokenizer)
         except Exception as error:  # whatever a row, or a chat template that refuses it, may raise
             bad[number] = first_line(error)
+    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
     pairs, alone = {n: {"row": n, "text": s[0], "margin": rows[n].get("margin")} for n, s in strings.items()}, 0
     for column, name in ((1, "chosen"), (2, "rejected")):
         finished = [rows[n].get(f"{name}_finished", True) is not False for n in strings]
@@ -404,7 +430,7 @@ def load_pairs(
             pairs[number] |= {"prompt": Prompt(prompt), name: response}
             pairs[number]["prompt"].messages = strings[number][3]
             body = response[: len(response) - done]
-            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in prompt + body:
+            if unknown.intersection(prompt + body):
                 bad[number] = f"prompt or {name} has a word that the tokenizer does not know"
             elif tokenizer.eos_token_id in body:
                 bad[number] = f"{name} has the end token {tokenizer.eos_token} in its text; pass its text without it"
@@ -457,26 +483,28 @@ class Judge:
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
-    reader: transformers.PreTrainedTokenizerBase | None  # the policy's tokenizer, where the judge's is another
+    policy_tokenizer: transformers.PreTrainedTokenizerBase | None  # where it is another than the judge's
 
     @property
     def form(self) -> str:
         return getattr(self.model.config, "preference_form", "pointwise")
 
 
-def load_judge(source: str | None, policy_tokenizer, device: str, tokens: int) -> Judge | None:
+def load_judge(source: str | None, policy_tokenizer, device: str, prompt: int, response: int) -> Judge | None:
     """A preference model of prepare/, or any reward model with one label (then pointwise); None stays None.
 
-    tokens: the longest prompt and response that it is to read.
+    prompt, response: the longest that it is to read, in tokens; of responses two at a time if it is pairwise.
     """
     if source is None:
         return None
     tokenizer = load_tokenizer(source)
+    config = from_pretrained(transformers.AutoConfig, source, "preference model")
+    tokens = prompt + response + (response + 2) * (getattr(config, "preference_form", None) == "pairwise")
     model = load_model(transformers.AutoModelForSequenceClassification, source, "preference model", device, tokens)
     if model.config.num_labels != 1:
         fail(f"{source}: a judge has one label, this model has {model.config.num_labels}")
     check_vocabulary(source, model, tokenizer)
-    same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+    same = tokenizer.get_vocab() == policy_tokenizer.get_vocab() and tokenizer.eos_token == policy_tokenizer.eos_token
     return Judge(model, tokenizer, None if same else policy_tokenizer)
 
 
@@ -516,12 +544,15 @@ def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tens
     the paper). Each distinct sequence is scored once and in one order of sequences, so that identical responses are a tie
     of exactly 0 and margin(y1, y2) == -margin(y2, y1).
     """
-    if judge.reader is not None:  # another tokenizer: the same texts in its own ids, conversations in its own template
-        heads = judge.reader.batch_decode(prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if judge.policy_tokenizer is not None:  # the same texts in the judge's own ids and chat template
+        heads = judge.policy_tokenizer.batch_decode(prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         for i, prompt in enumerate(prompts):
             if judge.tokenizer.chat_template and getattr(prompt, "messages", None):
-                heads[i] = judge.tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
-        first, second = (encode(judge.tokenizer, heads, *decode(judge.reader, prompts, y)) for y in (first, second))
+                try:
+                    heads[i] = judge.tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+                except Exception as error:  # whatever a template may raise
+                    fail(f"the judge's chat template refuses a prompt ({first_line(error)}): {prompt.messages}")
+        first, second = (encode(judge.tokenizer, heads, *decode(judge.policy_tokenizer, prompts, y)) for y in (first, second))
         prompts, first, second = first[0], first[1], second[1]
     both = judge_sequences(judge.form, judge.tokenizer.eos_token_id, prompts, first, second)
     longest = max(map(len, both[0] + both[1]))
@@ -577,7 +608,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
 
 def mean_stderr(values: torch.Tensor, clusters: list) -> tuple[float, float]:
     """Mean of (N,) values and its standard error, values of one cluster (one prompt) counted as dependent."""
-    values, names = values.double().cpu(), {c: i for i, c in enumerate(dict.fromkeys(map(str, clusters)))}
+    values, names = values.cpu().double(), {c: i for i, c in enumerate(dict.fromkeys(map(str, clusters)))}
     index = torch.tensor([names[str(c)] for c in clusters])
     mean, count = values.mean(), len(names)
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, index, values - mean)
@@ -587,4 +618,4 @@ def mean_stderr(values: torch.Tensor, clusters: list) -> tuple[float, float]:
 
 def wins(margins: torch.Tensor) -> torch.Tensor:
     """(N,) 1 where the margin is positive, 0 where negative, one half for a tie."""
-    return (margins > 0).double() + 0.5 * (margins == 0).double()
+    return (margins.cpu() > 0).double() + 0.5 * (margins.cpu() == 0).double()

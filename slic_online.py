@@ -20,10 +20,11 @@ from tqdm import tqdm
 from common import (
     LOGS,
     batch_order,
+    begin_run,
     check_args,
+    choose_folder,
     collate,
     decode,
-    describe_run,
     fail,
     finished_folder,
     generator,
@@ -34,9 +35,8 @@ from common import (
     load_policy,
     margin,
     mean_stderr,
-    open_run,
     pick_device,
-    run,
+    run_command,
     save_checkpoint,
     wins,
 )
@@ -213,17 +213,17 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
 def main(args):
     check_args(args)
     args.device = pick_device(args.device)
-    out = open_run(args, Path(__file__).stem)
+    out = choose_folder(args, Path(__file__).stem)
     if args.track and not importlib.util.find_spec("wandb"):
         fail("--track needs Weights & Biases: pip install wandb")
 
-    tokens = args.max_prompt_tokens + args.max_response_tokens
-    policy, tokenizer = load_policy(args.model, args.device, tokens)
-    reference, _ = load_policy(args.model, args.device, tokens)
+    limits = args.max_prompt_tokens, args.max_response_tokens
+    policy, tokenizer = load_policy(args.model, args.device, sum(limits))
+    reference, _ = load_policy(args.model, args.device, sum(limits))
     reference.requires_grad_(False)
-    golden = load_judge(args.golden, tokenizer, args.device, tokens)
-    proxy = load_judge(args.judge, tokenizer, args.device, tokens)
-    pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
+    golden = load_judge(args.golden, tokenizer, args.device, *limits)
+    proxy = load_judge(args.judge, tokenizer, args.device, *limits)
+    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
     if evaluation.opponent == "sft":
         opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
@@ -232,15 +232,14 @@ def main(args):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
-    out.mkdir(parents=True, exist_ok=True)
-    describe_run(args, out / "args.json")
+    begin_run(args, out)
     (out / "responses").mkdir(exist_ok=True)
     done = load_checkpoint(out, policy, optimizer)  # steps done before, 0 in a new run
     if args.track:
         import wandb
 
         wandb.init(project="tandem", name=out.name, config=vars(args), sync_tensorboard=True)
-    writer = SummaryWriter(str(out), purge_step=done or None)
+    writer = SummaryWriter(str(out), purge_step=done + 1)
     files = {name: open(out / f"{name}.jsonl", "a", buffering=1) for name in LOGS}
 
     def log(name, row):
@@ -328,4 +327,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Args, description=__doc__))
+    run_command(main, tyro.cli(Args, description=__doc__))

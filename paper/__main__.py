@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from common import run_command
 from paper import agreement, fig1, frontier
 
 if __name__ == "__main__":
@@ -19,4 +20,4 @@ if __name__ == "__main__":
         description=__doc__,
     )
     modules = {fig1.Args: fig1, frontier.Args: frontier, agreement.Args: agreement}
-    modules[type(args)].main(args)
+    run_command(modules[type(args)].main, args)

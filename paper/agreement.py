@@ -57,11 +57,11 @@ def main(args: Args) -> None:
         policies[run["model"]] = run
         policies[str(Path(folder, "policy"))] = run
     for source, run in policies.items():
-        tokens = run["max_prompt_tokens"] + run["max_response_tokens"]
-        policy, tokenizer = load_policy(source, device, tokens)
-        golden = load_judge(run["golden"], tokenizer, device, tokens)
-        proxy = load_judge(run.get("judge") or f"{run['start']}/proxy", tokenizer, device, tokens)
-        limits = run["max_prompt_tokens"], run["max_response_tokens"], run["on_bad_row"]
+        lengths = run["max_prompt_tokens"], run["max_response_tokens"]
+        policy, tokenizer = load_policy(source, device, sum(lengths))
+        golden = load_judge(run["golden"], tokenizer, device, *lengths)
+        proxy = load_judge(run.get("judge") or f"{run['start']}/proxy", tokenizer, device, *lengths)
+        limits = *lengths, run["on_bad_row"]
         embedded = (Path(run["start"]) / "untrained_golden").exists()
         if source == run["model"]:
             rows = load_rows(str(Path(run["start"], "d_golden")), "test")

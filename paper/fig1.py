@@ -6,30 +6,29 @@
 The offline side may choose its learning rate, beta and number of steps, the online side has the script's defaults. A curve is
 one run, and a run of 1x steps is the first part of the one of 5x. Most runs go through their first nat in a few steps, so
 their beginning is run again with more evaluations. The win rate at k nats is interpolated in log KL between the two
-evaluations of a curve's first crossing, never extrapolated. Whatever is chosen, the best run at k nats or the best evaluation
-of all, is chosen on one half of the evaluation prompts and reported on the other, and the other way round: the best of many
-noisy numbers is too good otherwise.
+evaluations of a curve's first crossing, never extrapolated.
+
+Whatever is chosen, the best run at k nats or the best evaluation of all, is chosen on one half of the evaluation prompts and
+reported on the other, and the other way round: the best of many noisy numbers is too good otherwise. What is left is that
+noise sometimes chooses a run that is not quite the best, which understates the side that has more to choose from.
+
+Win rates are golden's. Far from the data golden is wrong too; the embedded world's exact rule is printed beside it.
 """
 
 import importlib
 import math
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from common import check_ranges, mean_stderr
-from paper.frontier import COLORS, NAMES, kl_axis
+from common import check_ranges, fail, mean_stderr
+from paper.frontier import COLORS, NAMES, kl_axis, new_figure, plt, save_figure
 from paper.runs import Curve, Run, join, make, show
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 # learning rates as multiples of the script's default, and betas. IPO's grid holds the paper's own; those of DPO and SLiC are
 # reduced: their default beta, a fifth and five times of it, and no larger learning rate, which their losses do not hold back
@@ -65,7 +64,7 @@ class Args:
 
 def grid(args: Args, seed: int) -> tuple[Run, list[Run]]:
     """(the online run, the pool of long offline runs) of a seed."""
-    start = args.starts.format(seed=seed)
+    start = args.starts.replace("{seed}", str(seed))
     online = importlib.import_module(f"{args.loss}_online").Args
     common = {"start": start, "seed": seed, "root": args.runs}
     rates, betas = GRIDS[args.loss]
@@ -87,30 +86,38 @@ def load_whole(run: Run) -> Curve:
 
 
 def at_kl(curve: Curve, nats: float) -> torch.Tensor | None:
-    """(P,) each prompt's win rate where the curve first crosses so many nats, linear in log KL between two evaluations.
+    """(J, P) each prompt's verdicts where the curve first crosses so many nats, linear in log KL between two evaluations.
 
     None where it never does, or does before its first evaluation after an update: nothing is extrapolated.
     """
     for i, (low, high) in enumerate(zip(curve.kl, curve.kl[1:])):
         if low < nats <= high:
-            if low <= 0:
+            if i == 0:  # from SFT, at 0 nats
                 return None
             share = math.log(nats / low) / math.log(high / low)
             return (1 - share) * curve.wins[i] + share * curve.wins[i + 1]
     return None
 
 
+def why_not(curves: list[Curve], nats: float) -> str:
+    """Why there is no value at so many nats."""
+    end = max(max(curve.kl) for curve in curves)
+    return f"not comparable, ends at {end:.1f} nats" if end < nats else "passed before the first evaluation"
+
+
 def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """((P,) win rates, the two chosen): each half of the prompts by the candidate that is best on the other half."""
-    stacked = torch.stack(candidates)  # (C, P)
-    chosen = [stacked[:, 1::2].mean(1).argmax().item(), stacked[:, 0::2].mean(1).argmax().item()]
+    """((J, P) verdicts, the two chosen): each half of the prompts by the candidate that golden likes best on the other."""
+    stacked = torch.stack(candidates)  # (C, J, P)
+    halves = slice(0, None, 2), slice(1, None, 2)
+    chosen = [stacked[:, 0, half].mean(1).argmax().item() for half in reversed(halves)]
     values = torch.empty_like(stacked[0])
-    values[0::2], values[1::2] = stacked[chosen[0], 0::2], stacked[chosen[1], 1::2]
+    for half, i in zip(halves, chosen):
+        values[:, half] = stacked[i][:, half]
     return values, chosen
 
 
 def peak(curves: list[Curve]) -> tuple[torch.Tensor, list[float]]:
-    """((P,) win rates, KL of the two chosen) of the best evaluation of all curves."""
+    """((J, P) verdicts, KL of the two chosen) of the best evaluation of all curves."""
     values, chosen = best_of([row for curve in curves for row in curve.wins])
     kl = [nats for curve in curves for nats in curve.kl]
     return values, [kl[i] for i in chosen]
@@ -119,29 +126,24 @@ def peak(curves: list[Curve]) -> tuple[torch.Tensor, list[float]]:
 def compare(online: Curve, pools: dict[str, list[Curve]]) -> list[list[str]]:
     """The rows of a seed's table: win rates at each KL and at the peak, and how far online is ahead of each pool."""
 
-    def cell(values):
-        return "{:.3f} ± {:.3f}".format(*mean_stderr(values, online.prompts))
-
-    def difference(values):
-        return "{:+.3f} ± {:.3f}".format(*mean_stderr(values, online.prompts))
-
-    def end(curves):
-        return f"not comparable, ends at {max(max(curve.kl) for curve in curves):.1f} nats"
+    def cell(verdicts, sign=""):
+        golden, *rule = (mean_stderr(values, online.prompts) for values in verdicts)
+        return f"{golden[0]:{sign}.3f} ± {golden[1]:.3f}" + "".join(f", rule {mean:{sign}.3f}" for mean, _ in rule)
 
     at_online = {nats: at_kl(online, nats) for nats in NATS}
     peak_online, kl = peak([online])
-    cells = [end([online]) if value is None else cell(value) for value in at_online.values()]
-    rows = [["online", *cells, f"{cell(peak_online)} at {sum(kl) / 2:.1f}"]]
+    cells = [why_not([online], nats) if value is None else cell(value) for nats, value in at_online.items()]
+    rows = [["online", *cells, f"{cell(peak_online)} at {kl[0]:.1f}, {kl[1]:.1f} nats"]]
     for name, curves in pools.items():
         cells, ahead = [], []
         for nats in NATS:
             candidates = [value for curve in curves if (value := at_kl(curve, nats)) is not None]
             value = best_of(candidates)[0] if candidates else None
-            cells.append(end(curves) if value is None else f"{cell(value)} of {len(candidates)}")
-            ahead.append("-" if value is None or at_online[nats] is None else difference(at_online[nats] - value))
+            cells.append(why_not(curves, nats) if value is None else f"{cell(value)}, best of {len(candidates)} runs")
+            ahead.append("-" if value is None or at_online[nats] is None else cell(at_online[nats] - value, "+"))
         value, kl = peak(curves)
-        rows.append([name, *cells, f"{cell(value)} at {kl[0]:.1f}, {kl[1]:.1f}"])
-        rows.append([f"online ahead of {name}", *ahead, difference(peak_online - value)])
+        rows.append([name, *cells, f"{cell(value)} at {kl[0]:.1f}, {kl[1]:.1f} nats"])
+        rows.append([f"online ahead of {name}", *ahead, cell(peak_online - value, "+")])
     return rows
 
 
@@ -154,10 +156,7 @@ def pools_of(curves: list[Curve], short: int) -> dict[str, list[Curve]]:
 
 def draw(loss: str, results: list[tuple[int, Curve, list[Curve]]], out: str) -> None:
     """A panel for each seed: all offline runs, light for a large beta and dark for a small one, and the online run."""
-    plt.rcParams.update({"font.size": 13, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
-    figure, panels = plt.subplots(
-        1, len(results), figsize=(1 + 4.6 * len(results), 4.8), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, panels = new_figure(len(results), figsize=(1 + 4.6 * len(results), 4.8), sharex=True, sharey=True)
     betas = sorted({curve.run.options["beta"] for _, _, pool in results for curve in pool})
     shades = dict(zip(betas, plt.get_cmap("Blues")(torch.linspace(1.0, 0.35, len(betas)).tolist())))
     for axes, (seed, online, pool) in zip(panels[0], results):
@@ -165,22 +164,21 @@ def draw(loss: str, results: list[tuple[int, Curve, list[Curve]]], out: str) -> 
             beta = curve.run.options["beta"]
             first = not any(line.get_label() == f"offline, beta {beta:g}" for line in axes.lines)
             label = f"offline, beta {beta:g}" if first else None
-            axes.plot(curve.kl[1:], curve.wins.mean(1)[1:], color=shades[beta], linewidth=1, label=label)
+            axes.plot(curve.kl[1:], curve.wins[1:, 0].mean(1), color=shades[beta], linewidth=1, label=label)
         style = {"color": COLORS["online"], "linewidth": 2.2, "marker": "o", "markersize": 4}
-        axes.plot(online.kl[1:], online.wins.mean(1)[1:], label="online, defaults", **style)
+        axes.plot(online.kl[1:], online.wins[1:, 0].mean(1), label="online, defaults", **style)
         axes.axhline(0.5, color="grey", linestyle="--", linewidth=1, zorder=0)
         axes.set_title(f"{NAMES[loss]}, seed {seed}", fontsize=13, loc="left")
         kl_axis(axes)
     panels[0][0].set_ylabel("win rate against the golden policy")
     panels[0][0].legend(frameon=False, fontsize=10, loc="upper left")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(f"{out}.{ending}", dpi=140)
-    plt.close(figure)
+    save_figure(figure, out)
 
 
 def main(args: Args) -> None:
     check_ranges(args, zero=())
+    if len(args.seeds) > 1 and "{seed}" not in args.starts:
+        fail(f"--starts {args.starts}: every seed has a start of its own; write {{seed}} where it stands in the folder's name")
     grids = {seed: grid(args, seed) for seed in args.seeds}
     runs = [part for online, pool in grids.values() for run in (online, *pool) for part in (run, beginning(run))]
     if args.list:
@@ -188,13 +186,11 @@ def main(args: Args) -> None:
         return
     make(runs, args.jobs)
     results = [(seed, load_whole(online), [load_whole(run) for run in pool]) for seed, (online, pool) in grids.items()]
-    out = args.out.format(loss=args.loss)
-    draw(args.loss, results, out)
+    draw(args.loss, results, args.out.replace("{loss}", args.loss))
     for seed, online, pool in results:
         table = Table(title=f"{NAMES[args.loss]}, seed {seed}: mean ± standard error over prompts", box=box.MARKDOWN)
         for name in ("win rate", *(f"at {k} nat{'s' * (k > 1)}" for k in NATS), "at the peak (its KL)"):
             table.add_column(name, no_wrap=True)
         for row in compare(online, pools_of(pool, online.run.steps)):
             table.add_row(*row)
-        Console(width=220, soft_wrap=True).print(table)
-    print(f"wrote {out}.png and {out}.svg")
+        Console(width=500, soft_wrap=True).print(table)

@@ -47,15 +47,36 @@ def load_run(folder: str) -> tuple[dict, list[dict]]:
     return args, evals
 
 
-def rule_win_rate(folder: str, args: dict, row: dict) -> tuple[float, float] | None:
-    """(win rate, standard error) by the embedded world's exact rule, None elsewhere: the verdict behind the verdicts."""
-    rows = [r for r in json_lines(Path(folder, "responses", f"{row['step']}.jsonl")) if r["split"] == "train"]
-    if row["baseline"] == "sft" or not any(f" in {month}, " in rows[0]["prompt"] for month in MONTHS):
+def train_rows(folder: str, step: int) -> list[dict]:
+    """The responses to training prompts, and golden's margins, behind an evaluation."""
+    return [row for row in json_lines(Path(folder, "responses", f"{step}.jsonl")) if row["split"] == "train"]
+
+
+def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
+    """(P,) wins by the embedded world's exact rule, None elsewhere: the verdict behind the verdicts.
+
+    args: the run's; rows: of train_rows.
+    """
+    if args["baseline"] is None or not any(f" in {month}, " in rows[0]["prompt"] for month in MONTHS):
         return None
     stored = json_lines(Path(args["baseline"], "responses.jsonl"))
     baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored}
-    margins = [taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]
-    return mean_stderr(wins(torch.tensor(margins)), [r["prompt"] for r in rows])
+    return wins(torch.tensor([taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]))
+
+
+def new_figure(panels: int, **options):
+    """(figure, its axes) in the house style."""
+    plt.rcParams.update({"font.size": 13, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
+    return plt.subplots(1, panels, layout="constrained", squeeze=False, **options)
+
+
+def save_figure(figure, out: str) -> None:
+    """Write OUT.png and OUT.svg."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "svg"):
+        figure.savefig(f"{out}.{ending}", dpi=160)
+    plt.close(figure)
+    print(f"wrote {out}.png and {out}.svg")
 
 
 def kl_axis(axes) -> None:
@@ -70,8 +91,7 @@ def kl_axis(axes) -> None:
 
 def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
     """Write the picture."""
-    plt.rcParams.update({"font.size": 13, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    figure, ((axes,),) = new_figure(1, figsize=(8, 5.2))
     count = {}
     for run, evals in runs:
         loss, _, mode = run["script"].partition("_")
@@ -105,10 +125,7 @@ def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
     axes.set_ylabel(f"win rate against the {opponent}")
     axes.set_title(args.title, fontsize=13, loc="left")
     axes.legend(frameon=False, loc="best")
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(f"{args.out}.{ending}", dpi=160)
-    plt.close(figure)
+    save_figure(figure, args.out)
 
 
 def main(args: Args) -> None:
@@ -123,7 +140,8 @@ def main(args: Args) -> None:
     pm = "{:.3f} ± {:.3f}".format
     for folder, (run, evals) in zip(args.runs, runs):
         last, best = evals[-1], max(evals, key=lambda row: row["win_rate"])
-        rule = rule_win_rate(folder, run, last)
+        rows = train_rows(folder, last["step"])
+        rule = rule_wins(run, rows)
         table.add_row(
             run["script"],
             str(run["seed"]),
@@ -133,9 +151,8 @@ def main(args: Args) -> None:
             pm(last["win_rate"], last["win_rate_stderr"]),
             "-" if last["win_rate_heldout"] is None else pm(last["win_rate_heldout"], last["win_rate_heldout_stderr"]),
             "-" if last["proxy_win_rate"] is None else pm(last["proxy_win_rate"], last["proxy_win_rate_stderr"]),
-            "-" if rule is None else pm(*rule),
+            "-" if rule is None else pm(*mean_stderr(rule, [row["prompt"] for row in rows])),
             f"{last['accuracy']:.3f}",
             f"{best['win_rate']:.3f} at {best['kl']:.2f} nats",
         )
     Console(width=150, soft_wrap=True).print(table)
-    print(f"wrote {args.out}.png and {args.out}.svg")

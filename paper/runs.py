@@ -1,13 +1,16 @@
 """Runs of the scripts that a figure is made of: named by their arguments, made once, several at a time."""
 
+import ast
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,11 +18,25 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+import common
 from common import FREE, fail, wins
-from paper.frontier import json_lines, load_run
+from paper.frontier import load_run, rule_wins, train_rows
 
-# Seconds on one core of a 2.3 GHz Xeon for the embedded world: what --list estimates with, measured as docs/findings.md says.
+# Seconds on one core of a 2.3 GHz Xeon for the embedded world, roughly: what --list estimates with.
 SECONDS = {"offline": 0.062, "online": 0.133, "evaluation": 2.2, "start-up": 8, "prepare": 230}
+
+
+@cache
+def code_of(source: str) -> str:
+    """A digest of a program that changes when its code does, not when a comment or the layout does."""
+    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()
+
+
+@cache
+def contents_of(start: str) -> list[str] | None:
+    """Digests of what a start's runs depend on and that in turn depends on all its stages; None before it is complete."""
+    parts = [Path(start, name) for name in ("prepare.json", "golden_policy/responses.jsonl", "proxy/model.safetensors")]
+    return [hashlib.sha256(part.read_bytes()).hexdigest() for part in parts] if all(map(Path.exists, parts)) else None
 
 
 @dataclass(frozen=True)
@@ -31,7 +48,7 @@ class Run:
     seed: int
     steps: int
     eval_every: int
-    options: dict = field(default_factory=dict, hash=False)  # further arguments, e.g. {"beta": 0.5}
+    options: dict = field(default_factory=dict)  # further arguments, e.g. {"beta": 0.5}
     root: str = "runs/paper"
 
     @property
@@ -46,10 +63,11 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Its name holds what a reader looks for, and a digest of every argument, defaults and the start's own included."""
-        prepared, arguments = Path(self.start, "prepare.json"), asdict(importlib.import_module(self.script).Args(**self.told))
-        arguments = {name: value for name, value in arguments.items() if name not in FREE}
-        key = json.dumps([arguments, prepared.read_text() if prepared.exists() else None])
+        """Its name holds what a reader looks for, and a digest of all that its numbers follow from: arguments, code, start."""
+        module = importlib.import_module(self.script)
+        arguments = {name: value for name, value in asdict(module.Args(**self.told)).items() if name not in FREE}
+        code = [code_of(inspect.getsource(part)) for part in (module, common)]
+        key = json.dumps([arguments, code, contents_of(self.start)])
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         options = "".join(f"__{name}={value}" for name, value in self.options.items())
         return Path(self.root, Path(self.start).name, f"{self.script}{options}__steps={self.steps}__{digest}")
@@ -80,7 +98,7 @@ def make_start(run: Run) -> None:
 def make_run(run: Run) -> None:
     """Make one run aside, or go on with it, and rename it when it is complete."""
     aside = run.folder.with_name(f"{run.folder.name}.partial")
-    call([f"{run.script}.py", *run.arguments, "--resume", "--out", str(aside)], run.folder.with_name(f"{run.folder.name}.log"))
+    call(["-m", run.script, *run.arguments, "--resume", "--out", str(aside)], run.folder.with_name(f"{run.folder.name}.log"))
     aside.rename(run.folder)
 
 
@@ -90,11 +108,11 @@ def missing_starts(runs: list[Run]) -> list[Run]:
 
 
 def in_parallel(function, items: list, jobs: int) -> None:
-    """function(item) for every item, `jobs` at a time; the first error ends the rest."""
+    """function(item) for every item, `jobs` at a time. After an error no further one is begun; those that run finish."""
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
-            for future in tqdm(futures, desc=function.__name__, unit="job", disable=not items):
+            for future in tqdm(as_completed(futures), total=len(items), desc=function.__name__, unit="job", disable=not items):
                 future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -104,6 +122,7 @@ def in_parallel(function, items: list, jobs: int) -> None:
 def make(runs: list[Run], jobs: int) -> None:
     """Make what is missing: first starts, then runs. An interrupted call is continued by repeating it."""
     in_parallel(make_start, missing_starts(runs), jobs)
+    contents_of.cache_clear()
     in_parallel(make_run, pending(runs), jobs)
 
 
@@ -133,8 +152,8 @@ class Curve:
     run: Run
     steps: list[int]
     kl: list[float]
-    wins: torch.Tensor  # (E, P) against the baseline on each training prompt, by golden: 1, 0 or a half
-    prompts: list[str]  # (P,)
+    wins: torch.Tensor  # (E, J, P) against the baseline: 1, 0 or a half, by golden and, where it exists, the exact rule
+    prompts: list[str]  # (P,) training prompts
 
     def until(self, step: int) -> "Curve":
         """The curve of a shorter run: the learning rate is constant, so a shorter run is a prefix of a longer one."""
@@ -144,12 +163,13 @@ class Curve:
 
 def load_curve(run: Run) -> Curve:
     """Read a run's evaluations and the verdicts behind them."""
-    _, evals = load_run(str(run.folder))
+    args, evals = load_run(str(run.folder))
     verdicts, prompts = [], []
     for row in evals:
-        rows = [r for r in json_lines(run.folder / "responses" / f"{row['step']}.jsonl") if r["split"] == "train"]
-        prompts = [r["prompt"] for r in rows]
-        verdicts.append(wins(torch.tensor([r["win_rate_margin"] for r in rows])))
+        rows = train_rows(str(run.folder), row["step"])
+        prompts, rule = [r["prompt"] for r in rows], rule_wins(args, rows)
+        golden = wins(torch.tensor([r["win_rate_margin"] for r in rows]))
+        verdicts.append(torch.stack([golden] if rule is None else [golden, rule]))
     return Curve(run, [row["step"] for row in evals], [row["kl"] for row in evals], torch.stack(verdicts), prompts)
 
 

@@ -22,7 +22,9 @@ import tyro
 
 import ipo_online
 from common import (
+    changed_arguments,
     check_ranges,
+    claim,
     decode,
     fail,
     finished_folder,
@@ -32,7 +34,7 @@ from common import (
     load_rows,
     load_tokenizer,
     pick_device,
-    run,
+    run_command,
 )
 from prepare import reviews, sft
 from prepare.preference_model import Relabel, Train, relabel, train
@@ -101,7 +103,7 @@ def split_by_prompt(args: Args) -> None:
         fail(f"{args.dataset}: all usable rows have one prompt; at least two are needed, one of them to hold out")
     with finished_folder(f"{args.out}/d_initial") as folder:
         for split in ("train", "test"):
-            lines = [json.dumps(rows[p["row"]]) for p in pairs if (p["text"] in test) == (split == "test")]
+            lines = [json.dumps(rows[p["row"]], default=str) for p in pairs if (p["text"] in test) == (split == "test")]
             (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -112,8 +114,11 @@ def make_golden_policy(args: Args) -> None:
     few = {"eval_every": max(1, args.policy_steps // 4), "eval_prompts": 64, "kl_prompts": 64}
     rates = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate, "seed": args.seed}
     roles = {"start": out, "judge": f"{out}/golden", "golden": f"{out}/golden", "out": str(folder), "resume": True}
+    run = ipo_online.Args(**roles, **rates, **few, **training)
+    if changed_arguments(run, folder):  # the start was moved, say, since this was begun
+        shutil.rmtree(folder)
     if not (folder / "policy").exists():
-        ipo_online.main(ipo_online.Args(**roles, **rates, **few, **training))
+        ipo_online.main(run)
 
     device = pick_device(args.device)
     policy, tokenizer = load_policy(str(folder / "policy"), device, args.max_prompt_tokens + args.max_response_tokens)
@@ -170,6 +175,7 @@ def main(args: Args) -> None:
         "proxy": (train, Train(f"{out}/sft", relabelled, f"{out}/proxy", **copying, **judging)),
         "golden_policy": (make_golden_policy, args),
     }
+    claim(out)
     for name, (function, argument) in stages.items():
         began, missing = time.time(), not (out / name).exists()
         if missing:
@@ -181,4 +187,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Args, description=__doc__))
+    run_command(main, tyro.cli(Args, description=__doc__))

@@ -34,7 +34,7 @@ from common import (
     load_tokenizer,
     margin,
     pick_device,
-    run,
+    run_command,
     score,
     wins,
 )
@@ -173,8 +173,8 @@ def relabelled(row: dict, value: float) -> dict:
 def relabel(args: Relabel) -> None:
     check_ranges(args, zero=())
     device, tokenizer = pick_device(args.device), load_tokenizer(args.judge)
-    judge = load_judge(args.judge, tokenizer, device, args.max_prompt_tokens + args.max_response_tokens)
-    limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
+    lengths = args.max_prompt_tokens, args.max_response_tokens
+    judge, limits = load_judge(args.judge, tokenizer, device, *lengths), (*lengths, args.on_bad_row)
     with finished_folder(args.out) as folder:
         splits = ["train"] + ["test"] * Path(args.dataset, "test.jsonl").is_file()
         for split in splits:
@@ -183,7 +183,7 @@ def relabel(args: Relabel) -> None:
             for i in tqdm(range(0, len(pairs), 1024), desc=f"relabel {split}", unit="kpair"):
                 part = pairs[i : i + 1024]
                 values += margin(judge, *([p[name] for p in part] for name in ("prompt", "chosen", "rejected"))).tolist()
-            lines = (json.dumps(relabelled(rows[p["row"]], value)) for p, value in zip(pairs, values))
+            lines = (json.dumps(relabelled(rows[p["row"]], value), default=str) for p, value in zip(pairs, values))
             (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
             kept = wins(torch.tensor(values)).mean().item()
             print(f"{args.out}: {split}, {len(values)} pairs, label kept in {kept:.1%}, ties {values.count(0.0)}")
@@ -194,4 +194,4 @@ if __name__ == "__main__":
         Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Relabel, tyro.conf.subcommand("relabel")],
         description=__doc__,
     )
-    run(train if isinstance(args, Train) else relabel, args)
+    run_command(train if isinstance(args, Train) else relabel, args)

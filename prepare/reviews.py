@@ -16,7 +16,7 @@ import tyro
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from common import check_ranges, finished_folder, run
+from common import check_ranges, finished_folder, run_command
 
 MONTHS = "January February March April May June July August September October November December".split()
 # kind of thing: what is reviewed, its aspects, words of praise, words of complaint
@@ -198,4 +198,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Args, description=__doc__))
+    run_command(main, tyro.cli(Args, description=__doc__))

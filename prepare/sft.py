@@ -12,7 +12,7 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from common import batch_order, check_ranges, collate, finished_folder, load_pairs, load_policy, pick_device, run
+from common import batch_order, check_ranges, collate, finished_folder, load_pairs, load_policy, pick_device, run_command
 from ipo_offline import sequence_logprob
 
 
@@ -72,4 +72,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Args, description=__doc__))
+    run_command(main, tyro.cli(Args, description=__doc__))

@@ -92,6 +92,7 @@ BAD = {
     "chosen has 9 tokens, --max-response-tokens is 8": {"prompt": "a", "chosen": "abcdabcd", "rejected": "b"},
     "prompt has 9 tokens, --max-prompt-tokens is 8": {"prompt": "abcdabcda", "chosen": "a", "rejected": "b"},
     "must be true or false": {"prompt": "a", "chosen": "a", "rejected": "b", "chosen_finished": "false"},
+    "chosen_finished and rejected_finished must": {"prompt": "a", "chosen": "a", "rejected": "b", "rejected_finished": 0},
     "end token": {"prompt": "a", "chosen": "a<eos>b", "rejected": "b"},
 }
 
@@ -150,6 +151,14 @@ def test_oddities_that_can_be_used_say_nothing(tmp_path, capfd):
         pairs = load(tmp_path / "pairs.json", tokenizer)
         assert tokenizer.decode(pairs[0]["chosen"][:-1]) == row["chosen"] and pairs[0]["rejected"][-1] == 0
         assert capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_token_that_is_the_end_token_too_marks_no_word_as_unknown(tmp_path):
+    """As some tokenizers of the Hub have it: then nothing can be said of unknown words."""
+    tokenizer = letter_tokenizer()
+    tokenizer.bos_token = tokenizer.unk_token
+    row = {"prompt": tokenizer.unk_token + "ab", "chosen": "cd", "rejected": "e"}
+    assert load(write_rows(tmp_path / "pairs.jsonl", [row]), tokenizer)[0]["prompt"][-2:] == [2, 3]
 
 
 WORDS = st.text("abz \n\0\ud800\u05d0", max_size=10)

@@ -25,7 +25,7 @@ def tiny_judge(form: str, folder, pad: str = "<pad>", labels: int = 1):
     torch.nn.init.normal_(model.score.weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return load_judge(str(folder), tokenizer, "cpu", 32)
+    return load_judge(str(folder), tokenizer, "cpu", 16, 16)
 
 
 @pytest.mark.parametrize("form", ["pointwise", "pairwise"])
@@ -135,7 +135,7 @@ def test_relabelling_moves_every_column_with_its_response():
 def test_relabelled_data_agree_with_their_judge(start):
     """After relabelling, golden puts chosen first in every pair of d_golden, and some labels did change."""
     tokenizer = load_tokenizer(str(start / "golden"))
-    judge = load_judge(str(start / "golden"), tokenizer, "cpu", 49)
+    judge = load_judge(str(start / "golden"), tokenizer, "cpu", 16, 33)
     before, after = (read_jsonl(start / name / "train.jsonl") for name in ("d_initial", "d_golden"))
     pairs = load_pairs(str(start / "d_golden"), tokenizer, 16, 33, "error")
     margins = margin(judge, *([pair[name] for pair in pairs] for name in ("prompt", "chosen", "rejected")))
@@ -158,7 +158,7 @@ def test_both_forms_learn(form, start, tmp_path):
     done = call(*command, "--dataset", tmp_path / "pairs.jsonl", "--out", tmp_path / "judge", "--batch-size", 16)
     assert "held-out pairs" in done.stdout
     assert read_jsonl(tmp_path / "judge" / "agreement.json")[0]["agreement"] > 0.9
-    assert load_judge(str(tmp_path / "judge"), load_tokenizer(str(start / "sft")), "cpu", 49).form == form
+    assert load_judge(str(tmp_path / "judge"), load_tokenizer(str(start / "sft")), "cpu", 16, 33).form == form
 
 
 def test_agreement_counts_ties_half(tmp_path):
@@ -183,6 +183,6 @@ def test_any_reward_model_with_one_label_is_pointwise(tmp_path):
     tokenizer = load_tokenizer(str(SHARED / "models" / "stories260K"))
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    judge = load_judge(str(tmp_path), tokenizer, "cpu", 64)
-    assert judge.form == "pointwise" and judge.reader is None
+    judge = load_judge(str(tmp_path), tokenizer, "cpu", 32, 32)
+    assert judge.form == "pointwise" and judge.policy_tokenizer is None
     assert margin(judge, [[1, 400]], [[401, 1]], [[402]]).item() != 0

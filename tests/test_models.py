@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel
 
-from common import load_judge, load_policy, load_tokenizer
+from common import encode, load_judge, load_policy, load_tokenizer, score
 from tests.conftest import SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 
 PAIRS = [
@@ -71,7 +71,7 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
         ("apart", "its tokenizer has 14 tokens, its model only 10; they do not belong together"),
         ("bare", "no tokenizer can be loaded from it"),
         ("endless", "its tokenizer has no end-of-sequence token"),
-        ("broken", "no "),
+        ("broken", "no causal language model can be loaded from it"),
         ("nowhere", "no tokenizer can be loaded from it"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {tmp_path}/{name}: {reason}") as error:
@@ -80,7 +80,7 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     load_policy(str(tmp_path / "good"), "cpu", 16)  # more embeddings than tokens are common: padded for speed
     AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare", num_labels=1).save_pretrained(tmp_path / "judge")
     with pytest.raises(SystemExit, match=f"^error: {tmp_path}/judge: no tokenizer can be loaded from it"):
-        load_judge(str(tmp_path / "judge"), tokenizer, "cpu", 16)
+        load_judge(str(tmp_path / "judge"), tokenizer, "cpu", 8, 8)
 
 
 class Trap:
@@ -115,10 +115,18 @@ def test_a_judge_of_another_tokenizer_labels_every_step(letters, family):
     judge.save_pretrained(letters / "stories")
     load_tokenizer(str(source)).save_pretrained(letters / "stories")
     policy_tokenizer = load_tokenizer(str(letters / "model"))
-    assert load_judge(str(letters / "stories"), policy_tokenizer, "cpu", 64).reader is policy_tokenizer
+    assert load_judge(str(letters / "stories"), policy_tokenizer, "cpu", 32, 32).policy_tokenizer is policy_tokenizer
     roles = {name: str(letters / "stories") for name in ("judge", "golden")}
     roles |= {"model": str(letters / "model"), "dataset": str(letters / "pairs.jsonl")}
     ipo_online.main(ipo_online.Args(**roles, **SIZES, **LIMITS, out=str(letters / "run")))
-    evals = read_jsonl(letters / "run" / "evals.jsonl")
-    assert evals[-1]["win_rate"] == evals[-1]["proxy_win_rate"] and 0 <= evals[-1]["win_rate"] <= 1
-    assert read_jsonl(letters / "run" / "metrics.jsonl")[1]["ties"] < 1
+    metrics, evals = read_jsonl(letters / "run" / "metrics.jsonl"), read_jsonl(letters / "run" / "evals.jsonl")
+    assert [row["step"] for row in evals] == [0, 2, 3] and {row["ties"] for row in metrics} != {1.0}
+    # between two evaluations a verdict moves by what the judge's own score of the policy's own text moved: the opponent stays
+    judge, seen = load_judge(str(letters / "stories"), policy_tokenizer, "cpu", 32, 32), []
+    for step in (0, 3):
+        rows = read_jsonl(letters / "run" / "responses" / f"{step}.jsonl")
+        texts = [[row[name] for row in rows] for name in ("prompt", "response", "finished")]
+        prompts, responses, _ = encode(judge.tokenizer, *texts)
+        values = score(judge.model, [x + y for x, y in zip(prompts, responses)])
+        seen.append(torch.tensor([row["win_rate_margin"] for row in rows]) - values)
+    assert torch.allclose(*seen, atol=1e-4)

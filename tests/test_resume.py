@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,11 @@ def begin(*command):
     return subprocess.Popen([sys.executable, *map(str, command)], cwd=REPO, env=env, **pipes)
 
 
-def wait_for(path, process):
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.01)
+def wait_for(sign, process):
+    """Until sign() is true; the process must not end before."""
+    while not sign():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
 
 
 def assert_equal_runs(folder, other):
@@ -36,37 +39,38 @@ def assert_equal_runs(folder, other):
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(start, tmp_path):
     """kill -9, some before the first step, most in the middle of it all; every call but the first is the same."""
     whole = ["ipo_online.py", "--start", start, *LONG, "--out", tmp_path / "whole"]
-    began = time.time()
     call(*whole)
-    duration, rng = time.time() - began, random.Random(0)
-    command, kills, tries = [*whole[:-1], tmp_path / "killed", "--resume"], 0, 0
-    while kills < KILLS:
-        process = begin(*command)
-        if rng.random() < 0.8:  # not while Python is still importing
-            wait_for(tmp_path / "killed" / "metrics.jsonl", process)
-            time.sleep(rng.random() * duration * 0.15)
-        else:
-            time.sleep(rng.random() * duration)
+    folder, rng, reached = tmp_path / "killed", random.Random(0), []
+    timings, command = folder / "timings.jsonl", [*whole[:-1], folder, "--resume"]
+    for kill in range(KILLS):
+        began, process = time.time(), begin(*command)
+        if kill % 5:  # once it has taken a step: at any moment until some steps later
+            wait_for(lambda began=began: timings.exists() and timings.stat().st_mtime > began + 1, process)
+            time.sleep(rng.random() * 0.5)
+        else:  # while it starts, or loads
+            time.sleep(rng.random() * 4)
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
-        tries += 1
-        if (tmp_path / "killed" / "policy").exists() or tries > 3 * KILLS:
-            break
+        if process.wait() != -signal.SIGKILL:  # it was faster, and is finished
+            shutil.rmtree(folder)
+        reached += [int(path.name) for path in folder.glob("checkpoint/*") if path.name.isdigit()]
     call(*command)
-    assert kills >= 3
-    assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
-    assert not (tmp_path / "killed" / "checkpoint").exists()
+    assert len(set(reached)) > 1, reached
+    assert_equal_runs(folder, tmp_path / "whole")
+    assert not (folder / "checkpoint").exists()
     assert "this run is finished" in call(*command).stdout
 
 
 def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(start, tmp_path):
     command = ["ipo_offline.py", "--start", start, *LONG, "--out"]
     process = begin(*command, tmp_path / "run")
-    wait_for(tmp_path / "run" / "checkpoint" / "4", process)
+    wait_for((tmp_path / "run" / "checkpoint" / "4").exists, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 1 and "Traceback" not in errors
-    assert errors.splitlines()[-1] == "error: interrupted; the same command with --resume goes on where it can"
+    assert (
+        errors.splitlines()[-1]
+        == f"error: interrupted; the same command with --out {tmp_path}/run --resume goes on where it can"
+    )
     call(*command, tmp_path / "run", "--resume")
     call(*command, tmp_path / "whole")
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
@@ -82,7 +86,20 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_made(start, tmp_pa
     assert "error: a file could not be read or written" in done.stderr.splitlines()[-1]
     assert not [path for path in (tmp_path / "run" / "checkpoint").iterdir() if path.suffix != ".partial"]
     call(*command[1:], "--resume")
-    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) == 24
+    call(*command[1:-1], tmp_path / "whole")
+    assert_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
+def test_two_processes_never_write_one_run(start, tmp_path):
+    command = ["ipo_offline.py", "--start", start, *LONG, "--steps", 2000, "--out", tmp_path / "run", "--resume"]
+    first = begin(*command)
+    wait_for((tmp_path / "run" / "metrics.jsonl").exists, first)
+    done = call(*command, code=1)
+    assert "another process is writing here" in done.stderr and done.stderr.count("\n") == 1
+    first.kill()
+    first.communicate()
+    steps = [row["step"] for row in read_jsonl(tmp_path / "run" / "metrics.jsonl")]
+    assert steps == list(range(len(steps)))
 
 
 def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
@@ -106,12 +123,13 @@ def test_a_place_that_cannot_be_written_ends_in_one_line(place, start, tmp_path)
 
 def test_an_interrupted_prepare_goes_on(start, tmp_path):
     """Killed during each stage in turn, it ends with the same files."""
-    command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", tmp_path / "again"]
-    for half_made in ("sft.partial", "golden.partial", "proxy.partial", "golden_policy.run"):
+    again = tmp_path / "again"
+    command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", again]
+    for half_made in ("sft.partial", "golden.partial", "proxy.partial", "golden_policy.run/checkpoint/1"):
         process = begin(*command)
-        wait_for(tmp_path / "again" / half_made, process)
+        wait_for((again / half_made).exists, process)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     call(*command)
     for path in start.rglob("*"):
         if path.is_file() and path.name != "prepare.json":
