@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.conftest import MINIATURE, REPO, call, read_jsonl
 
@@ -85,7 +87,10 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_made(start, tmp_pa
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: a file could not be read or written" in done.stderr.splitlines()[-1]
     assert not [path for path in (tmp_path / "run" / "checkpoint").iterdir() if path.suffix != ".partial"]
-    call(*command[1:], "--resume")
+    args = (tmp_path / "run" / "args.json").read_text()
+    (tmp_path / "run" / "args.json").write_text(re.sub('"torch": "[^"]*"', '"torch": "0.1"', args))
+    done = call(*command[1:], "--resume")
+    assert f"{tmp_path}/run: was begun with torch 0.1, now {torch.__version__}\n" in done.stdout
     call(*command[1:-1], tmp_path / "whole")
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
