@@ -289,9 +289,10 @@ def load_tokenizer(source: str):
 
 
 def check_vocabulary(source: str, model, tokenizer) -> None:
-    """End the program where the tokenizer knows tokens that the model has no embedding for."""
+    """End the program where the tokenizer may give a token that the model has no embedding for; unknown words are refused."""
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    beyond = [token for token, i in tokenizer.get_vocab().items() if i >= rows and token != tokenizer.unk_token]
+    if beyond:
         fail(f"{source}: its tokenizer has {len(tokenizer)} tokens, its model only {rows}; they do not belong together")
 
 

@@ -153,11 +153,11 @@ def test_the_default_start_is_prepared_when_missing(tmp_path):
 
 
 WRONG = [
-    (["--steps", 0], "--steps 0: must be at least 1"),
+    (["--steps", 0], "--steps 0: must be a finite number above 0"),
     (["--beta", "nan"], "--beta nan: must be a finite number"),
     (["--beta", 0.0], "--beta 0.0: must be a finite number above 0"),
     (["--max-grad-norm", -1.0], "--max-grad-norm -1.0"),
-    (["--shuffle", 0], "--shuffle 0: must be at least 1"),
+    (["--shuffle", 0], "--shuffle 0: must be a finite number above 0"),
     (["--start", "nowhere"], "--start nowhere: no such folder"),
     (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     (["--model", "nowhere"], "nowhere: no "),

@@ -71,7 +71,7 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
         ("apart", "its tokenizer has 14 tokens, its model only 10; they do not belong together"),
         ("bare", "no tokenizer can be loaded from it"),
         ("endless", "its tokenizer has no end-of-sequence token"),
-        ("broken", "no causal language model can be loaded from it"),
+        ("broken", "no tokenizer can be loaded from it"),
         ("nowhere", "no tokenizer can be loaded from it"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {tmp_path}/{name}: {reason}") as error:

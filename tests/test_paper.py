@@ -149,7 +149,7 @@ def test_the_figure_from_the_first_run_to_the_table(start, tmp_path, monkeypatch
 
 def test_a_failed_run_is_named_with_its_log(start, tmp_path):
     run = Run("ipo_offline", str(start), 7, 3, 1, {"max_response_tokens": 3}, str(tmp_path))
-    with pytest.raises(SystemExit, match=r"ipo_offline.py .*: exit code 1; see .*\.log"):
+    with pytest.raises(SystemExit, match=r"python -m ipo_offline .*: exit code 1; see .*\.log"):
         make([run], jobs=1)
     assert "--max-response-tokens is 3" in run.folder.with_name(f"{run.folder.name}.log").read_text()
     assert not run.folder.exists()

@@ -31,6 +31,12 @@ def wait_for(sign, process):
         time.sleep(0.005)
 
 
+def steps_taken(folder, since: float) -> int:
+    """How many steps a run has logged, 0 before the process that began at `since` has come to log one."""
+    timings = folder / "timings.jsonl"
+    return timings.read_text().count("\n") if timings.exists() and timings.stat().st_mtime > since else 0
+
+
 def assert_equal_runs(folder, other):
     for name in ("metrics.jsonl", "evals.jsonl", "policy/model.safetensors", "responses/8.jsonl"):
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
@@ -42,21 +48,23 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(start, tmp_
     """kill -9, some before the first step, most in the middle of it all; every call but the first is the same."""
     whole = ["ipo_online.py", "--start", start, *LONG, "--out", tmp_path / "whole"]
     call(*whole)
-    folder, rng, reached = tmp_path / "killed", random.Random(0), []
-    timings, command = folder / "timings.jsonl", [*whole[:-1], folder, "--resume"]
+    folder, rng, reached = tmp_path / "killed", random.Random(0), [0]
+    command = [*whole[:-1], folder, "--resume"]
     for kill in range(KILLS):
         began, process = time.time(), begin(*command)
-        if kill % 5:  # once it has taken a step: at any moment until some steps later
-            wait_for(lambda began=began: timings.exists() and timings.stat().st_mtime > began + 1, process)
-            time.sleep(rng.random() * 0.5)
+        if kill % 5:  # one to nine steps after the last checkpoint, and a part of a step later
+            step = reached[-1] + rng.randint(1, 9)
+            while process.poll() is None and steps_taken(folder, since=began) < step:
+                time.sleep(0.005)
+            time.sleep(rng.random() * 0.05)
         else:  # while it starts, or loads
             time.sleep(rng.random() * 4)
         process.kill()
         if process.wait() != -signal.SIGKILL:  # it was faster, and is finished
             shutil.rmtree(folder)
-        reached += [int(path.name) for path in folder.glob("checkpoint/*") if path.name.isdigit()]
+        reached.append(max([int(path.name) for path in folder.glob("checkpoint/*") if path.name.isdigit()], default=0))
     call(*command)
-    assert len(set(reached)) > 1, reached
+    assert len(set(reached)) > 2, reached
     assert_equal_runs(folder, tmp_path / "whole")
     assert not (folder / "checkpoint").exists()
     assert "this run is finished" in call(*command).stdout
