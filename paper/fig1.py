@@ -12,7 +12,8 @@ Whatever is chosen, the best run at k nats or the best evaluation of all, is cho
 reported on the other, and the other way round: the best of many noisy numbers is too good otherwise. What is left is that
 noise sometimes chooses a run that is not quite the best, which understates the side that has more to choose from.
 
-Win rates are golden's. Far from the data golden is wrong too; the embedded world's exact rule is printed beside it.
+Far from the data golden is wrong too, and a swept pool finds that out. The embedded world has an exact rule, so everything is
+shown twice: chosen and judged by golden, and chosen and judged by the rule, the other's verdict beside it.
 """
 
 import importlib
@@ -106,7 +107,7 @@ def why_not(curves: list[Curve], nats: float) -> str:
 
 
 def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """((J, P) verdicts, the two chosen): each half of the prompts by the candidate that golden likes best on the other."""
+    """((J, P) verdicts, the two chosen): each half of the prompts by the candidate that the first judge likes best on the other."""
     stacked = torch.stack(candidates)  # (C, J, P)
     halves = slice(0, None, 2), slice(1, None, 2)
     chosen = [stacked[:, 0, half].mean(1).argmax().item() for half in reversed(halves)]
@@ -127,8 +128,9 @@ def compare(online: Curve, pools: dict[str, list[Curve]]) -> list[list[str]]:
     """The rows of a seed's table: win rates at each KL and at the peak, and how far online is ahead of each pool."""
 
     def cell(verdicts, sign=""):
-        golden, *rule = (mean_stderr(values, online.prompts) for values in verdicts)
-        return f"{golden[0]:{sign}.3f} ± {golden[1]:.3f}" + "".join(f", rule {mean:{sign}.3f}" for mean, _ in rule)
+        own, *others = (mean_stderr(values, online.prompts) for values in verdicts)
+        others = (f", {name} {mean:{sign}.3f}" for name, (mean, _) in zip(online.judges[1:], others))
+        return f"{own[0]:{sign}.3f} ± {own[1]:.3f}" + "".join(others)
 
     at_online = {nats: at_kl(online, nats) for nats in NATS}
     peak_online, kl = peak([online])
@@ -155,22 +157,27 @@ def pools_of(curves: list[Curve], short: int) -> dict[str, list[Curve]]:
 
 
 def draw(loss: str, results: list[tuple[int, Curve, list[Curve]]], out: str) -> None:
-    """A panel for each seed: all offline runs, light for a large beta and dark for a small one, and the online run."""
-    figure, panels = new_figure(len(results), figsize=(1 + 4.6 * len(results), 4.8), sharex=True, sharey=True)
+    """A column of panels for each seed, a row for each judge: offline runs, dark for a small beta, and the online run."""
+    judges = results[0][1].judges
+    size = 1 + 4.6 * len(results), 0.6 + 4.2 * len(judges)
+    figure, panels = new_figure(len(judges), len(results), figsize=size, sharex=True, sharey=True)
     betas = sorted({curve.run.options["beta"] for _, _, pool in results for curve in pool})
     shades = dict(zip(betas, plt.get_cmap("Blues")(torch.linspace(1.0, 0.35, len(betas)).tolist())))
-    for axes, (seed, online, pool) in zip(panels[0], results):
+    for (j, judge), (column, (seed, online, pool)) in product(enumerate(judges), enumerate(results)):
+        axes = panels[j][column]
         for curve in sorted(pool, key=lambda curve: -curve.run.options["beta"]):
             beta = curve.run.options["beta"]
             first = not any(line.get_label() == f"offline, beta {beta:g}" for line in axes.lines)
             label = f"offline, beta {beta:g}" if first else None
-            axes.plot(curve.kl[1:], curve.wins[1:, 0].mean(1), color=shades[beta], linewidth=1, label=label)
+            axes.plot(curve.kl[1:], curve.wins[1:, j].mean(1), color=shades[beta], linewidth=1, label=label)
         style = {"color": COLORS["online"], "linewidth": 2.2, "marker": "o", "markersize": 4}
-        axes.plot(online.kl[1:], online.wins[1:, 0].mean(1), label="online, defaults", **style)
+        axes.plot(online.kl[1:], online.wins[1:, j].mean(1), label="online, defaults", **style)
         axes.axhline(0.5, color="grey", linestyle="--", linewidth=1, zorder=0)
-        axes.set_title(f"{NAMES[loss]}, seed {seed}", fontsize=13, loc="left")
+        axes.set_title(f"{NAMES[loss]}, seed {seed}, judged by {judge}", fontsize=13, loc="left")
         kl_axis(axes)
-    panels[0][0].set_ylabel("win rate against the golden policy")
+        axes.label_outer()
+    for row in panels:
+        row[0].set_ylabel("win rate against the golden policy")
     panels[0][0].legend(frameon=False, fontsize=10, loc="upper left")
     save_figure(figure, out)
 
@@ -188,9 +195,14 @@ def main(args: Args) -> None:
     results = [(seed, load_whole(online), [load_whole(run) for run in pool]) for seed, (online, pool) in grids.items()]
     draw(args.loss, results, args.out.replace("{loss}", args.loss))
     for seed, online, pool in results:
-        table = Table(title=f"{NAMES[args.loss]}, seed {seed}: mean ± standard error over prompts", box=box.MARKDOWN)
-        for name in ("win rate", *(f"at {k} nat{'s' * (k > 1)}" for k in NATS), "at the peak (its KL)"):
-            table.add_column(name, no_wrap=True)
-        for row in compare(online, pools_of(pool, online.run.steps)):
-            table.add_row(*row)
-        Console(width=500, soft_wrap=True).print(table)
+        pools = pools_of(pool, online.run.steps)
+        for first in range(len(online.judges)):
+            judge = online.judges[first]
+            title = f"{NAMES[args.loss]}, seed {seed}, chosen and judged by {judge}: mean ± standard error over prompts"
+            table = Table(title=title, box=box.MARKDOWN)
+            for name in ("win rate", *(f"at {k} nat{'s' * (k > 1)}" for k in NATS), "at the peak (its KL)"):
+                table.add_column(name, no_wrap=True)
+            views = {name: [curve.judged_by(first) for curve in curves] for name, curves in pools.items()}
+            for row in compare(online.judged_by(first), views):
+                table.add_row(*row)
+            Console(width=500, soft_wrap=True).print(table)

@@ -64,10 +64,10 @@ def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
     return wins(torch.tensor([taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]))
 
 
-def new_figure(panels: int, **options):
+def new_figure(rows: int = 1, columns: int = 1, **options):
     """(figure, its axes) in the house style."""
     plt.rcParams.update({"font.size": 13, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
-    return plt.subplots(1, panels, layout="constrained", squeeze=False, **options)
+    return plt.subplots(rows, columns, layout="constrained", squeeze=False, **options)
 
 
 def save_figure(figure, out: str) -> None:
@@ -91,7 +91,7 @@ def kl_axis(axes) -> None:
 
 def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
     """Write the picture."""
-    figure, ((axes,),) = new_figure(1, figsize=(8, 5.2))
+    figure, ((axes,),) = new_figure(figsize=(8, 5.2))
     count = {}
     for run, evals in runs:
         loss, _, mode = run["script"].partition("_")

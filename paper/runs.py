@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -152,13 +152,18 @@ class Curve:
     run: Run
     steps: list[int]
     kl: list[float]
-    wins: torch.Tensor  # (E, J, P) against the baseline: 1, 0 or a half, by golden and, where it exists, the exact rule
+    wins: torch.Tensor  # (E, J, P) against the baseline: 1, 0 or a half
+    judges: list[str]  # (J,) whose verdicts: golden's and, where it exists, the exact rule's
     prompts: list[str]  # (P,) training prompts
 
     def until(self, step: int) -> "Curve":
         """The curve of a shorter run: the learning rate is constant, so a shorter run is a prefix of a longer one."""
         count = sum(s <= step for s in self.steps)
-        return Curve(self.run, self.steps[:count], self.kl[:count], self.wins[:count], self.prompts)
+        return replace(self, steps=self.steps[:count], kl=self.kl[:count], wins=self.wins[:count])
+
+    def judged_by(self, first: int) -> "Curve":
+        """The same with another judge as the first, who chooses."""
+        return replace(self, wins=self.wins.roll(-first, 1), judges=self.judges[first:] + self.judges[:first])
 
 
 def load_curve(run: Run) -> Curve:
@@ -170,7 +175,8 @@ def load_curve(run: Run) -> Curve:
         prompts, rule = [r["prompt"] for r in rows], rule_wins(args, rows)
         golden = wins(torch.tensor([r["win_rate_margin"] for r in rows]))
         verdicts.append(torch.stack([golden] if rule is None else [golden, rule]))
-    return Curve(run, [row["step"] for row in evals], [row["kl"] for row in evals], torch.stack(verdicts), prompts)
+    steps, kl = ([row[name] for row in evals] for name in ("step", "kl"))
+    return Curve(run, steps, kl, torch.stack(verdicts), ["golden", "rule"][: len(verdicts[0])], prompts)
 
 
 def join(beginning: Run, run: Run) -> Curve:
@@ -179,5 +185,5 @@ def join(beginning: Run, run: Run) -> Curve:
         fail(f"{beginning.folder} is not the beginning of {run.folder}; make both on one machine")
     first, rest = load_curve(beginning), load_curve(run)
     after = slice(sum(step <= first.steps[-1] for step in rest.steps), None)
-    verdicts = torch.cat([first.wins, rest.wins[after]])
-    return Curve(run, first.steps + rest.steps[after], first.kl + rest.kl[after], verdicts, rest.prompts)
+    kl, verdicts = first.kl + rest.kl[after], torch.cat([first.wins, rest.wins[after]])
+    return replace(rest, steps=first.steps + rest.steps[after], kl=kl, wins=verdicts)

@@ -20,7 +20,8 @@ def curve(kl, wins, beta=0.1, steps=None):
     run = Run("ipo_offline", "nowhere", 1, 10, 5, {"beta": beta})
     wins = torch.tensor(wins, dtype=torch.float64)
     wins = torch.stack([wins, wins / 2], 1)  # golden's verdicts, and a rule that gives half of each
-    return Curve(run, steps or list(range(len(kl))), kl, wins, [f"prompt {i}" for i in range(wins.shape[2])])
+    prompts = [f"prompt {i}" for i in range(wins.shape[2])]
+    return Curve(run, steps or list(range(len(kl))), kl, wins, ["golden", "rule"], prompts)
 
 
 def golden(values):
@@ -48,6 +49,16 @@ def test_what_is_chosen_on_one_half_is_reported_on_the_other():
     assert fig1.best_of([lucky_even * 0.5, better])[0][0].tolist() == pytest.approx([0.9] * 8)
     values, kl = fig1.peak([curve([0, 1, 2], [[0, 0], [0.6, 0.7], [0.5, 0.5]]), curve([0, 3], [[0, 0], [0.1, 0.2]])])
     assert golden(values) == [0.6, 0.7] and kl == [1, 1]
+
+
+def test_each_judge_chooses_for_itself():
+    """Golden likes the last evaluation best and the rule the one before: both tables say so, with the other's verdict beside."""
+    verdicts = torch.tensor([[[0.0] * 4, [0.0] * 4], [[0.3] * 4, [0.6] * 4], [[0.9] * 4, [0.1] * 4]])
+    hacked = replace(curve([0, 2, 9], [[0] * 4] * 3), wins=verdicts)
+    (_, *by_golden), *_ = fig1.compare(hacked, {})
+    (_, *by_rule), *_ = fig1.compare(hacked.judged_by(1), {})
+    assert by_golden[-1] == "0.900 ± 0.000, rule 0.100 at 9.0, 9.0 nats"
+    assert by_rule[-1] == "0.600 ± 0.000, golden 0.300 at 2.0, 2.0 nats"
 
 
 def test_a_pool_that_does_not_reach_is_not_comparable():
@@ -142,7 +153,8 @@ def test_the_figure_from_the_first_run_to_the_table(start, tmp_path, monkeypatch
     text = capsys.readouterr().out
     assert all(f"| {name}" in text for name in ("online", "offline pool", "online ahead of offline pool, 1x steps"))
     assert "the paper's betas" in text and "rule" in text and (tmp_path / "fig1_ipo.png").is_file()
-    assert "IPO, seed 7" in (tmp_path / "fig1_ipo.svg").read_text()
+    assert all(f"IPO, seed 7, chosen and judged by {judge}" in text for judge in ("golden", "rule"))
+    assert "IPO, seed 7, judged by rule" in (tmp_path / "fig1_ipo.svg").read_text()
     with pytest.raises(SystemExit, match="every seed has a start of its own"):
         fig1.main(replace(args, seeds=(1, 2)))
 
