@@ -107,7 +107,7 @@ def why_not(curves: list[Curve], nats: float) -> str:
 
 
 def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """((J, P) verdicts, the two chosen): each half of the prompts by the candidate that the first judge likes best on the other."""
+    """((J, P) verdicts, the two chosen): each half of the prompts by the one that the first judge prefers on the other."""
     stacked = torch.stack(candidates)  # (C, J, P)
     halves = slice(0, None, 2), slice(1, None, 2)
     chosen = [stacked[:, 0, half].mean(1).argmax().item() for half in reversed(halves)]

@@ -52,7 +52,7 @@ def test_what_is_chosen_on_one_half_is_reported_on_the_other():
 
 
 def test_each_judge_chooses_for_itself():
-    """Golden likes the last evaluation best and the rule the one before: both tables say so, with the other's verdict beside."""
+    """Golden likes the last evaluation best and the rule the one before: both tables say so, the other's verdict beside."""
     verdicts = torch.tensor([[[0.0] * 4, [0.0] * 4], [[0.3] * 4, [0.6] * 4], [[0.9] * 4, [0.1] * 4]])
     hacked = replace(curve([0, 2, 9], [[0] * 4] * 3), wins=verdicts)
     (_, *by_golden), *_ = fig1.compare(hacked, {})
