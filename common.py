@@ -22,6 +22,7 @@ import filelock
 import safetensors.torch
 import torch
 import transformers
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
@@ -302,10 +303,30 @@ def load_policy(source: str, device: str, tokens: int):
     tokenizer, what = load_tokenizer(source), "causal language model"
     model = load_model(transformers.AutoModelForCausalLM, source, what, device, tokens)
     check_vocabulary(source, model, tokenizer)
-    first = [model(torch.tensor([[0, last]], device=device)).logits[0, 0] for last in (0, 1)]
-    if not torch.equal(*first):
+    ids = torch.tensor([[0, 0], [0, 1]], device=device)
+    logits, states = model(ids).logits, model.base_model(ids).last_hidden_state
+    if not torch.equal(*logits[:, 0]):
         fail(f"{source}: is no {what}: what it says of a token depends on the tokens after it")
+    if not torch.allclose(logits, model.get_output_embeddings()(states), atol=1e-4):
+        fail(f"{source}: its logits are scaled or capped behind its output layer, which the scripts do not do")
     return model, tokenizer
+
+
+@contextmanager
+def recomputing(model, enabled: bool):
+    """Within it, where enabled, a model's layers keep no activations and compute them again in the backward pass.
+
+    transformers does that in training mode alone; so the layers are in training mode, and the dropout inside them is not.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)] if enabled else []
+    if layers:  # transformers renames it on the way to version 6
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    yield
+    for layer in layers:
+        layer.training = False
 
 
 # --------------------------------------------------------------------------------------------------------- preferences
@@ -451,28 +472,38 @@ def load_pairs(
     return pairs or fail(f"{source}: no usable row")
 
 
-class Batch(NamedTuple):
-    """Prompts beside responses, so that the same column is the first response token of every row."""
+def pad(sequences: list[list[int]], tokenizer, device: str, side: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, W) ids, padded to the longest on the left or on the right, and a mask that is 1 where there is a token."""
+    width = max(map(len, sequences))
+    ids, mask = (
+        torch.full((len(sequences), width), tokenizer.pad_token_id),
+        torch.zeros(len(sequences), width, dtype=torch.long),
+    )
+    for row, sequence in enumerate(sequences):
+        columns = slice(width - len(sequence), None) if side == "left" else slice(len(sequence))
+        ids[row, columns], mask[row, columns] = torch.tensor(sequence), 1
+    return ids.to(device), mask.to(device)
 
-    prompt: torch.Tensor  # (N, P) ids, padded on the left
-    prompt_mask: torch.Tensor  # (N, P) 1 where there is a token
-    response: torch.Tensor  # (N, T) ids, padded on the right
-    response_mask: torch.Tensor  # (N, T) 1 where there is a token, the end token included
+
+class Batch(NamedTuple):
+    """Prompts with their responses behind them."""
+
+    ids: torch.Tensor  # (N, L) padded on the right
+    mask: torch.Tensor  # (N, L) true at the tokens of the response, the end token included
 
 
 def collate(prompts: list[list[int]], responses: list[list[int]], tokenizer, device: str) -> Batch:
     """Pad to the longest. Masks come from the lengths, never from comparing ids with the padding id."""
+    ids, mask = pad([x + y for x, y in zip(prompts, responses)], tokenizer, device, "right")
+    starts = torch.tensor([len(x) for x in prompts], device=device)
+    return Batch(ids, (mask == 1) & (torch.arange(ids.shape[1], device=device) >= starts[:, None]))
 
-    def pad(sequences, side):
-        width = max(map(len, sequences))
-        ids = torch.full((len(sequences), width), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            columns = slice(width - len(sequence), None) if side == "left" else slice(len(sequence))
-            ids[row, columns], mask[row, columns] = torch.tensor(sequence), 1
-        return ids.to(device), mask.to(device)
 
-    return Batch(*pad(prompts, "left"), *pad(responses, "right"))
+def by_length(prompts: list, chosen: list, rejected: list, parts: int) -> list[list[int]]:
+    """The numbers of the pairs in `parts` equal parts (the last may be smaller), short pairs first."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + max(len(chosen[i]), len(rejected[i])))
+    size = -(-len(order) // parts)
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 # --------------------------------------------------------------------------------------------------------------- judges
@@ -485,6 +516,7 @@ class Judge:
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
     policy_tokenizer: transformers.PreTrainedTokenizerBase | None  # where it is another than the judge's
+    stored: dict | None = None  # scores of the baseline's responses, which every evaluation asks for
 
     @property
     def form(self) -> str:
@@ -538,12 +570,13 @@ def judge_sequences(form: str, eos: int, prompts: list, first: list, second: lis
 
 
 @torch.no_grad()
-def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tensor:
+def margin(judge: Judge, prompts: list, first: list, second: list, store_second: bool = False) -> torch.Tensor:
     """(N,) how much the judge prefers the first response: its sign decides labels, wins and accuracy.
 
     Pointwise s(x, y1) - s(x, y2); pairwise r(x, y1, y2) - r(x, y2, y1), both orders, against position bias (Appendix A.2 of
     the paper). Each distinct sequence is scored once and in one order of sequences, so that identical responses are a tie
-    of exactly 0 and margin(y1, y2) == -margin(y2, y1).
+    of exactly 0 and margin(y1, y2) == -margin(y2, y1). With store_second a pointwise judge scores the second responses, always
+    the same ones, only once.
     """
     if judge.policy_tokenizer is not None:  # the same texts in the judge's own ids and chat template
         heads = judge.policy_tokenizer.batch_decode(prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -559,11 +592,18 @@ def margin(judge: Judge, prompts: list, first: list, second: list) -> torch.Tens
     longest = max(map(len, both[0] + both[1]))
     if longest > context_of(judge.model):
         fail(f"a text has {longest} of the judge's tokens, it reads {context_of(judge.model)}; lower the --max-...-tokens")
-    distinct = sorted({tuple(s) for s in both[0] + both[1]}, key=lambda s: (len(s), s))
-    chunks = [score(judge.model, list(map(list, distinct[i : i + 128]))) for i in range(0, len(distinct), 128)]
-    values = torch.cat(chunks).cpu()
-    values = dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
+    store_second &= judge.form == "pointwise"
+    if store_second and judge.stored is None:
+        judge.stored = score_all(judge, both[1])
+    values = score_all(judge, both[0]) | judge.stored if store_second else score_all(judge, both[0] + both[1])
     return torch.tensor([values[tuple(a)] - values[tuple(b)] for a, b in zip(*both)])
+
+
+def score_all(judge: Judge, sequences: list[list[int]]) -> dict[tuple, float]:
+    """{sequence: its score, or the probability that the first response is better}, scored by length, 128 at a time."""
+    distinct = sorted({tuple(s) for s in sequences}, key=lambda s: (len(s), s))
+    values = torch.cat([score(judge.model, list(map(list, distinct[i : i + 128]))) for i in range(0, len(distinct), 128)])
+    return dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import tyro
+from torch.utils.checkpoint import checkpoint
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from common import (
     LOGS,
     batch_order,
     begin_run,
+    by_length,
     check_args,
     choose_folder,
     collate,
@@ -35,11 +37,15 @@ from common import (
     load_policy,
     margin,
     mean_stderr,
+    pad,
     pick_device,
+    recomputing,
     run_command,
     save_checkpoint,
     wins,
 )
+
+CHUNK = 4096  # so many tokens have logits over the whole vocabulary at a time
 
 
 @dataclass
@@ -83,6 +89,10 @@ class Args:
     """strength of the pull towards the reference: the log-ratio margin is pushed up to 1 / beta nats (paper: not run)"""
     max_grad_norm: float = 0.0
     """clip the gradient to this norm; 0 = off (paper: not stated)"""
+    gradient_accumulation_steps: int = 2
+    """parts of a batch that are computed one after the other, pairs of like length together: less memory, less padding"""
+    gradient_checkpointing: bool = False
+    """keep no activations within a layer and compute them again in the backward pass: less memory, a third more time"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens; longer ones are bad rows, never cut (paper: 1,024)"""
     max_response_tokens: int = 33
@@ -95,6 +105,8 @@ class Args:
     """prompts for the win rate, the same number again held out, and pairs for the accuracy (paper: 2,048)"""
     kl_prompts: int = 256
     """the first so many of those prompts serve for KL(policy || sft), one sample each (paper: 256)"""
+    eval_batch_size: int = 256
+    """sequences that an evaluation samples and scores at a time"""
     save_policies: bool = False
     """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
     track: bool = False
@@ -108,22 +120,29 @@ def sample(model, prompts, uniforms, tokenizer):
     prompts: N lists of ids. uniforms: (N, T) in [0, 1), one for each token that may be sampled, so that a response does
     not depend on its batch mates. Returns N lists of at most T ids; one that ended by itself has the end token as its last.
     """
-    batch = collate(prompts, [[]] * len(prompts), tokenizer, model.device)
-    mask, uniforms = batch.prompt_mask, uniforms.to(model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)  # (N, P) left padding does not count
-    out = model(batch.prompt, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    alive, tokens = mask[:, -1:] == 1, []
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    which = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
+    ids, mask = pad(list(number), tokenizer, model.device, "left")  # each prompt is read once, though it is sampled twice
+    positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)  # left padding does not count
+    out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+    cache, logits, mask, positions = out.past_key_values, out.logits[which, -1], mask[which], positions[which, -1:]
+    cache.batch_select_indices(which)
+    rows, tokens = torch.arange(len(prompts), device=model.device), torch.full(uniforms.shape, -1, device=model.device)
     for t in range(uniforms.shape[1]):
-        cdf = out.logits[:, -1].float().softmax(-1).cumsum(-1)  # (N, V)
-        token = torch.searchsorted(cdf, uniforms[:, t, None] * cdf[:, -1:], right=True)  # (N, 1) the inverse CDF
+        cdf = logits.float().softmax(-1).cumsum(-1)  # (rows, V)
+        token = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)  # (rows, 1) the inverse CDF
         token = token.clamp(max=cdf.shape[1] - 1)  # should the logits be nan, the loss will be too, and says so
-        tokens.append(token.where(alive, -1))
-        alive = alive & (token != tokenizer.eos_token_id)
-        if t + 1 == uniforms.shape[1] or not alive.any():
+        tokens[rows, t] = token.squeeze(1)
+        going = (token != tokenizer.eos_token_id).nonzero()[:, 0]
+        if t + 1 == uniforms.shape[1] or not len(going):
             break
-        mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions[:, -1:] + 1
-        out = model(token, attention_mask=mask, position_ids=positions, past_key_values=out.past_key_values, use_cache=True)
-    return [[token for token in row if token >= 0] for row in torch.cat(tokens, 1).tolist()]
+        if len(going) < len(rows):  # what has ended costs no more
+            rows, token, mask, positions = rows[going], token[going], mask[going], positions[going]
+            cache.batch_select_indices(going)
+        mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions + 1
+        out = model(token, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        logits = out.logits[:, -1]
+    return [[token for token in row if token >= 0] for row in tokens.tolist()]
 
 
 def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
@@ -133,20 +152,38 @@ def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
     return [response for part in parts for response in sample(model, prompts[part], uniforms[part], tokenizer)]
 
 
-def response_logprobs(model, batch):
-    """(N, T, V) log-probabilities of every possible token at every place of the response, in fp32 or finer."""
-    ids = torch.cat([batch.prompt, batch.response], 1)
-    mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    width = batch.response.shape[1] + 1  # the last prompt token predicts the first response token
-    logits = model(ids, attention_mask=mask, position_ids=positions, logits_to_keep=width, use_cache=False).logits[:, :-1]
+def response_states(model, batch):
+    """(M, H) what the model knows before each of the batch's M response tokens, row after row.
+
+    The padding is on the right, where causal attention never looks: no mask is needed, and attention stays fused.
+    """
+    return model.base_model(batch.ids, use_cache=False).last_hidden_state[:, :-1][batch.mask[:, 1:]]
+
+
+def log_softmax(model, states):
+    """(M, V) log-probabilities of every possible token, in fp32 or finer."""
+    logits = model.get_output_embeddings()(states)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
+def sum_by_row(batch, values):
+    """(N,) the sum of each row's part of M values, one for each response token."""
+    mask = batch.mask[:, 1:]
+    return torch.zeros_like(mask, dtype=values.dtype).masked_scatter(mask, values).sum(1)
+
+
 def sequence_logprob(model, batch):
-    """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated."""
-    logprobs = response_logprobs(model, batch).gather(-1, batch.response[:, :, None]).squeeze(-1)  # (N, T)
-    return (logprobs * batch.response_mask).sum(1)
+    """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated.
+
+    A vocabulary is wide: logits exist for `CHUNK` tokens at a time, and are computed again in the backward pass.
+    """
+
+    def logprob(states, tokens):
+        return log_softmax(model, states).gather(-1, tokens[:, None]).squeeze(-1)
+
+    states, tokens = response_states(model, batch), batch.ids[:, 1:][batch.mask[:, 1:]]
+    chunks = [checkpoint(logprob, *c, use_reentrant=False) for c in zip(states.split(CHUNK), tokens.split(CHUNK))]
+    return sum_by_row(batch, torch.cat(chunks))
 
 
 def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
@@ -165,15 +202,18 @@ def kl_to_sft(policy, sft, batch):
 
     Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
     """
-    p, q = response_logprobs(policy, batch), response_logprobs(sft, batch)
-    terms = p.exp() * (p - q) - p.exp() + q.exp()  # the last two sum to 0 and keep rounding from making a term negative
-    return (terms.sum(-1) * batch.response_mask).sum(1)
+    terms = []
+    for p, q in zip(response_states(policy, batch).split(CHUNK), response_states(sft, batch).split(CHUNK)):
+        p, q = log_softmax(policy, p), log_softmax(sft, q)
+        # the last two sum to 0 and keep rounding from making a term negative
+        terms.append((p.exp() * (p - q) - p.exp() + q.exp()).sum(-1))
+    return sum_by_row(batch, torch.cat(terms))
 
 
 @torch.no_grad()
 def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args):
     """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
-    prompts, width = evaluation.prompts, 2 * args.batch_size
+    prompts, width = evaluation.prompts, args.eval_batch_size
     random = generator(args.seed, step, "evaluate")
     responses = sample_in_parts(policy, prompts, args.max_response_tokens, random, tokenizer, width)
 
@@ -186,14 +226,14 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
     for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
         if judge is not None:
-            verdicts[name] = margin(judge, prompts, responses, evaluation.baseline)
+            verdicts[name] = margin(judge, prompts, responses, evaluation.baseline, store_second=True)
             for key, part in ((name, slice(evaluation.train)), (f"{name}_heldout", slice(evaluation.train, None))):
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
 
     h = []
-    for i in range(0, len(evaluation.pairs), args.batch_size):
-        pairs = evaluation.pairs[i : i + args.batch_size]
+    for i in range(0, len(evaluation.pairs), max(1, width // 2)):
+        pairs = evaluation.pairs[i : i + max(1, width // 2)]
         both = [p["prompt"] for p in pairs] * 2, [p["chosen"] for p in pairs] + [p["rejected"] for p in pairs]
         batch = collate(*both, tokenizer, args.device)
         chosen, rejected = (sequence_logprob(policy, batch) - sequence_logprob(reference, batch)).chunk(2)
@@ -227,9 +267,9 @@ def main(args):
     evaluation = load_evaluation(args, tokenizer, pairs)
     if evaluation.opponent == "sft":
         opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
-        evaluation.baseline = sample_in_parts(*opponent, tokenizer, 2 * args.batch_size)
+        evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
     begin_run(args, out)
@@ -273,17 +313,26 @@ def main(args):
         rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
         clock.append(time.perf_counter())
 
-        # ---- log-probabilities of both responses, by the policy and by the frozen reference, from the same tensors
-        batch = collate(prompts * 2, chosen + rejected, tokenizer, args.device)
-        with autocast:
-            policy_chosen, policy_rejected = sequence_logprob(policy, batch).chunk(2)
-            with torch.no_grad():
-                reference_chosen, reference_rejected = sequence_logprob(reference, batch).chunk(2)
-
-        # ---- the loss, and one step of AdamW
-        loss = preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, args.beta).mean()
+        # ---- the gradient, a part of the batch at a time
         optimizer.zero_grad()
-        loss.backward()
+        parts = []
+        for part in by_length(prompts, chosen, rejected, args.gradient_accumulation_steps):
+            both = [prompts[i] for i in part] * 2, [chosen[i] for i in part] + [rejected[i] for i in part]
+            batch = collate(*both, tokenizer, args.device)
+            # log-probabilities of both responses, by the policy and by the frozen reference, from the same tensors
+            with autocast:
+                with recomputing(policy, args.gradient_checkpointing):
+                    policy_chosen, policy_rejected = sequence_logprob(policy, batch).chunk(2)
+                with torch.no_grad():
+                    reference_chosen, reference_rejected = sequence_logprob(reference, batch).chunk(2)
+            logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
+            losses = preference_loss(*logprobs, args.beta)
+            (losses.sum() / len(prompts)).backward()
+            parts.append(torch.stack([losses, *logprobs]).detach())
+        losses, policy_chosen, policy_rejected, reference_chosen, reference_rejected = torch.cat(parts, 1)
+        loss = losses.mean()
+
+        # ---- one step of AdamW
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm or float("inf"))
         if not (loss.isfinite() and grad_norm.isfinite()):
             rows = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
@@ -291,8 +340,8 @@ def main(args):
         optimizer.step()
 
         # ---- what happened; step 0 is the first batch, before any update
-        rewards = args.beta * (policy_chosen - reference_chosen), args.beta * (policy_rejected - reference_rejected)
-        rewards_chosen, rewards_rejected = (r.detach() for r in rewards)
+        rewards_chosen = args.beta * (policy_chosen - reference_chosen)
+        rewards_rejected = args.beta * (policy_rejected - reference_rejected)
         metrics = {
             "step": step,
             "loss": loss.item(),
@@ -310,7 +359,7 @@ def main(args):
         log("metrics", metrics)
         names = ("time/sample", "time/label", "time/train")
         seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
-        speed = {"tokens_per_second": batch.response_mask.sum().item() / (clock[-1] - clock[0])}
+        speed = {"tokens_per_second": sum(map(len, chosen + rejected)) / (clock[-1] - clock[0])}
         memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:

@@ -60,7 +60,7 @@ def main(args: Args) -> None:
             responses = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
             batch = collate([row["prompt"] for row in rows] * 2, responses, tokenizer, device)
             with autocast:
-                loss = -sequence_logprob(model, batch).sum() / batch.response_mask.sum()  # nats a token
+                loss = -sequence_logprob(model, batch).sum() / batch.mask.sum()  # nats a token
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

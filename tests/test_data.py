@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from common import (
     batch_order,
+    by_length,
     collate,
     decode,
     encode,
@@ -18,6 +19,7 @@ from common import (
     load_policy,
     load_rows,
     load_tokenizer,
+    pad,
     row_strings,
 )
 from ipo_online import sample
@@ -199,14 +201,24 @@ def test_gzip_parquet_and_folders_are_read(tmp_path):
 @given(st.lists(st.tuples(*[st.lists(st.integers(0, 9), max_size=6)] * 2), min_size=1, max_size=6))
 @settings(max_examples=50, deadline=None)
 def test_collation_loses_nothing(rows):
-    """Whatever the lengths: the masked entries are the ids, prompts end and responses begin at the border."""
+    """Whatever the lengths: responses follow their prompts, the mask is true at them alone; padding has its side."""
     prompts, responses = [[3, *x] for x, _ in rows], [y for _, y in rows]
     batch = collate(prompts, responses, letter_tokenizer(), "cpu")
-    assert [ids[mask == 1].tolist() for ids, mask in zip(batch.prompt, batch.prompt_mask)] == prompts
-    assert [ids[mask == 1].tolist() for ids, mask in zip(batch.response, batch.response_mask)] == responses
-    assert (batch.prompt_mask[:, -1] == 1).all()
-    for mask, ids in zip(batch.response_mask, responses):
-        assert mask.tolist() == [1] * len(ids) + [0] * (len(mask) - len(ids))
+    assert [ids[mask].tolist() for ids, mask in zip(batch.ids, batch.mask)] == responses
+    assert all(ids[: len(x) + len(y)].tolist() == x + y for ids, x, y in zip(batch.ids, prompts, responses))
+    for side, edge in (("left", -1), ("right", 0)):
+        ids, mask = pad(prompts, letter_tokenizer(), "cpu", side)
+        assert [row[m == 1].tolist() for row, m in zip(ids, mask)] == prompts and (mask[:, edge] == 1).all()
+
+
+@given(st.lists(st.tuples(*[st.lists(st.integers(0, 9), max_size=6)] * 3), min_size=1, max_size=9), st.integers(1, 12))
+@settings(max_examples=50, deadline=None)
+def test_parts_of_a_batch_hold_every_pair_once(rows, count):
+    """At most as many parts as asked for, of pairs of like length: none is longer than any of a later part."""
+    parts = by_length(*zip(*rows), count)
+    assert sorted(i for part in parts for i in part) == list(range(len(rows))) and len(parts) <= count
+    lengths = [[len(x) + max(len(y), len(z)) for x, y, z in (rows[i] for i in part)] for part in parts]
+    assert all(max(a) <= min(b) for a, b in zip(lengths, lengths[1:]))
 
 
 def test_order_of_the_data():

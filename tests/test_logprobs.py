@@ -2,12 +2,15 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from common import Batch, collate
-from ipo_online import kl_to_sft, response_logprobs, sequence_logprob
+import ipo_online
+from common import Batch, collate, recomputing
+from ipo_online import kl_to_sft, log_softmax, sequence_logprob
 from tests.conftest import letter_tokenizer, tiny_model
 
 
@@ -37,9 +40,8 @@ def test_unchanged_by_padding_and_batch_mates(family):
     with torch.no_grad():
         together = sequence_logprob(model, batch)
         alone = torch.cat([sequence_logprob(model, collate([x], [y], tokenizer, "cpu")) for x, y in ROWS])
-        extra = [torch.nn.functional.pad(t, (3, 0), value=v) for t, v in ((batch.prompt, 9), (batch.prompt_mask, 0))]
-        extra += [torch.nn.functional.pad(t, (0, 4), value=v) for t, v in ((batch.response, 1), (batch.response_mask, 0))]
-        padded = sequence_logprob(model, Batch(*extra))
+        padded = [torch.nn.functional.pad(t, (0, 4), value=v) for t, v in ((batch.ids, 9), (batch.mask, False))]
+        padded = sequence_logprob(model, Batch(*padded))
         backwards = sequence_logprob(model, Batch(*(t.flip(0) for t in batch))).flip(0)
     for other in (alone, padded, backwards):
         assert torch.allclose(together, other, atol=1e-9, rtol=0)
@@ -51,7 +53,7 @@ def test_the_end_token_counts_once_where_it_was_generated(pad):
     tokenizer, model = letter_tokenizer(pad), tiny_model()
     eos = tokenizer.eos_token_id
     batch = collate([[2, 3]] * 2, [[5, 6, eos], [5, 6]], tokenizer, "cpu")
-    assert batch.response_mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch.mask.long().tolist() == [[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]]
     with torch.no_grad():
         ended, cut = sequence_logprob(model, batch).tolist()
     assert ended == pytest.approx(by_hand(model, [2, 3], [5, 6, eos]), abs=1e-9)
@@ -60,12 +62,42 @@ def test_the_end_token_counts_once_where_it_was_generated(pad):
 
 
 def test_log_softmax_is_fp32_under_autocast():
-    model, tokenizer = tiny_model(dtype=torch.float32), letter_tokenizer()
-    batch = collate([[2, 3]], [[4, 5, 1]], tokenizer, "cpu")
+    model, states = tiny_model(dtype=torch.float32), torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logprobs = response_logprobs(model, batch)
-    assert logprobs.dtype == torch.float32 and logprobs.shape == (1, 3, 10)
-    assert torch.allclose(logprobs.exp().sum(-1), torch.ones(1, 3), atol=1e-6)  # bf16 would miss this by 1e-3
+        logprobs = log_softmax(model, states)
+    assert logprobs.dtype == torch.float32 and logprobs.shape == (3, 10)
+    assert torch.allclose(logprobs.exp().sum(-1), torch.ones(3), atol=1e-6)  # bf16 would miss this by 1e-3
+
+
+def test_chunks_over_the_vocabulary_change_nothing(family, monkeypatch):
+    """Log-probabilities, gradients and KL with logits for three tokens at a time, and for all at once."""
+    policy, sft, tokenizer = tiny_model(family, seed=1), tiny_model(family, seed=2), letter_tokenizer()
+    batch, seen = collate([x for x, _ in ROWS], [y for _, y in ROWS], tokenizer, "cpu"), []
+    for chunk in (3, 4096):
+        monkeypatch.setattr(ipo_online, "CHUNK", chunk)
+        policy.zero_grad()
+        logprobs = sequence_logprob(policy, batch)
+        logprobs.pow(2).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        seen.append(torch.cat([logprobs.detach(), kl_to_sft(policy, sft, batch), gradient]))
+    assert torch.allclose(*seen, rtol=1e-9, atol=1e-12)
+
+
+def test_recomputing_keeps_gradients_and_leaves_dropout_off():
+    """Gradient checkpointing of a model with dropout, which the policy must not have: the same gradients, layer by layer."""
+    config = GPT2Config(vocab_size=10, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5, attn_pdrop=0.5)
+    policy, seen = GPT2LMHeadModel(config).double().eval(), []
+    batch = collate([[2, 3]], [[4, 5, 1]], letter_tokenizer(), "cpu")
+    for enabled in (False, True):
+        kept = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x)
+        with hooks, recomputing(policy, enabled):
+            logprobs = sequence_logprob(policy, batch)
+        policy.zero_grad()
+        logprobs.sum().backward()
+        seen.append((torch.cat([p.grad.flatten() for p in policy.parameters()]), sum(kept)))
+    assert torch.allclose(seen[0][0], seen[1][0], rtol=1e-12) and seen[1][1] < seen[0][1] / 2
+    assert not any(module.training for module in policy.modules())
 
 
 def every_response(letters: int, length: int, eos: int):
@@ -116,11 +148,13 @@ def test_kl_by_hand():
             super().__init__()
             self.logits = torch.tensor(probabilities, dtype=torch.float64).log()
 
-        def forward(self, ids, logits_to_keep, **_):
-            return type("Output", (), {"logits": self.logits.expand(len(ids), logits_to_keep, -1)})
+        def base_model(self, ids, **_):
+            return SimpleNamespace(last_hidden_state=ids[:, :, None])
 
-    prompt, mask = torch.zeros(2, 1, dtype=int), torch.ones(2, 1, dtype=int)
-    batch = Batch(prompt, mask, torch.zeros(2, 3, dtype=int), torch.tensor([[1, 1, 1], [1, 1, 0]]))
+        def get_output_embeddings(self):
+            return lambda states: self.logits.expand(len(states), -1)
+
+    batch = Batch(torch.zeros(2, 4, dtype=int), torch.tensor([[0, 1, 1, 1], [0, 1, 1, 0]]).bool())
     got = kl_to_sft(Fixed([0.75, 0.25]), Fixed([0.5, 0.5]), batch)
     one = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert got.tolist() == pytest.approx([3 * one, 2 * one], abs=1e-12)

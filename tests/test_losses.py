@@ -124,7 +124,7 @@ def test_loss_and_gradient_are_those_of_trl(script, tmp_path):
 
     policy.zero_grad()
     both = collate(prompts * 2, chosen + rejected, tokenizer, "cpu")
-    lengths = both.response_mask.sum(1) if loss == "ipo" else torch.ones(6)
+    lengths = both.mask.sum(1) if loss == "ipo" else torch.ones(6)
     policy_logps = (ipo_online.sequence_logprob(policy, both) / lengths).chunk(2)
     reference_logps = (ipo_online.sequence_logprob(reference, both).detach() / lengths).chunk(2)
     mine = preference_loss(script)(*policy_logps, *reference_logps, beta).mean()

@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Gemma2Config, Gemma2ForCausalLM
 
 from common import encode, load_judge, load_policy, load_tokenizer, score
 from tests.conftest import SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
@@ -49,6 +50,33 @@ def test_every_script_on_every_family(script, letters, family):
     assert any(not torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values()))
 
 
+@pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
+def test_parts_and_recomputing_leave_the_trajectory_as_it_is(script, letters, family, monkeypatch):
+    """A batch in one part, in four, or in three with gradient checkpointing: 20 steps in float64, to 1e-9 relative."""
+    module, folder, seen = importlib.import_module(script), str(letters), []
+    monkeypatch.setattr(module, "load_policy", lambda *told: (load_policy(*told)[0].double(), load_policy(*told)[1]))
+    roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/judge"}
+    roles |= {"judge": f"{folder}/judge"} if script.endswith("online") else {}
+    for parts, checkpointing in ((1, False), (4, False), (3, True)):
+        options = {
+            "gradient_accumulation_steps": parts,
+            "gradient_checkpointing": checkpointing,
+            "steps": 20,
+            "eval_every": 20,
+        }
+        module.main(module.Args(**roles, **LIMITS, **(SIZES | options), out=f"{folder}/run{parts}"))
+        metrics = read_jsonl(letters / f"run{parts}" / "metrics.jsonl")
+        weights = load_file(letters / f"run{parts}" / "policy" / "model.safetensors")
+        numbers = torch.tensor(
+            [[row[key] for key in ("loss", "grad_norm", "rewards/margins")] for row in metrics], dtype=torch.float64
+        )
+        # a bias on the keys changes no attention: its gradient is rounding alone, which AdamW scales up to full steps
+        seen.append((numbers, torch.cat([x.flatten() for name, x in weights.items() if not name.endswith("bias")])))
+    for numbers, weights in seen[1:]:
+        assert torch.allclose(numbers, seen[0][0], rtol=1e-9, atol=1e-9)
+        assert weights.dtype == torch.float64 and torch.allclose(weights, seen[0][1], rtol=1e-9, atol=1e-12)
+
+
 def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     """A policy that reads backwards, a tokenizer of another model, none at all, one without an end token."""
     tokenizer = letter_tokenizer()
@@ -59,6 +87,8 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     endless.eos_token = None
     made = {"encoder": (encoder, tokenizer), "good": (large, tokenizer), "bare": (small, None), "endless": (small, endless)}
     made["apart"] = small, letter_tokenizer(letters="abcdefghijkl")
+    capped = Gemma2Config(vocab_size=16, head_dim=8, num_key_value_heads=2, final_logit_softcapping=0.5, **sizes)
+    made["capped"] = Gemma2ForCausalLM(capped), tokenizer
     for name, (model, own) in made.items():
         model.save_pretrained(tmp_path / name)
         own and own.save_pretrained(tmp_path / name)
@@ -69,6 +99,7 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     for name, reason in (
         ("encoder", "is no causal language model: what it says of a token depends on the tokens after it"),
         ("apart", "its tokenizer has 14 tokens, its model only 10; they do not belong together"),
+        ("capped", "its logits are scaled or capped behind its output layer"),
         ("bare", "no tokenizer can be loaded from it"),
         ("endless", "its tokenizer has no end-of-sequence token"),
         ("broken", "no tokenizer can be loaded from it"),

@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from common import collate
+from common import pad
 from ipo_online import sample
 from tests.conftest import letter_tokenizer, tiny_model
 
@@ -82,11 +82,11 @@ def test_has_the_distribution_of_generate(family):
     model, tokenizer = tiny_model(family, vocab_size=5, dtype=torch.float32), letter_tokenizer(letters="abc")
     prompts, draws = [[2, 3], [4]], 4000
     ours = sample(model, prompts * draws, torch.rand(2 * draws, 2, generator=torch.Generator().manual_seed(8)), tokenizer)
-    batch = collate(prompts * draws, [[]] * 2 * draws, tokenizer, "cpu")
+    ids, mask = pad(prompts * draws, tokenizer, "cpu", "left")
     torch.manual_seed(9)
     options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": 2}
-    whole = model.generate(batch.prompt, attention_mask=batch.prompt_mask, **options)
-    theirs = [y[:1] if y[0] == tokenizer.eos_token_id else y for y in whole[:, batch.prompt.shape[1] :].tolist()]
+    whole = model.generate(ids, attention_mask=mask, **options)
+    theirs = [y[:1] if y[0] == tokenizer.eos_token_id else y for y in whole[:, ids.shape[1] :].tolist()]
     for i in range(len(prompts)):
         counts = [Counter(map(tuple, responses[i :: len(prompts)])) for responses in (ours, theirs)]
         likely = [y for y in counts[0] | counts[1] if counts[0][y] + counts[1][y] >= 10]

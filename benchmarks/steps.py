@@ -1,0 +1,118 @@
+"""A whole training step against TRL's: the same weights, prompts, lengths and batch, a reward that costs nothing.
+
+    pip install "trl==1.16.0"
+    python benchmarks/steps.py                                                       # the embedded world
+    python benchmarks/steps.py --start starts/mine --device cuda --precision bf16 --max-prompt-tokens 512 ...
+
+Both sides run as processes of their own, in turn, --rounds times. Ours is the script, by its command line: a step is
+what timings.jsonl calls time/sample plus time/train, without the judge. TRL's is OnlineDPOTrainer or DPOTrainer with loss_type
+"ipo", timed by a callback. The first --skip steps of every run are left out. The last line printed is JSON.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from common import fail, load_rows  # noqa: E402
+
+
+@dataclass
+class Args:
+    start: str = "starts/reviews"
+    """folder made by `python -m prepare`"""
+    sides: tuple[Literal["online", "offline"], ...] = ("online", "offline")
+    """online: ipo_online.py against OnlineDPOTrainer; offline: ipo_offline.py against DPOTrainer"""
+    steps: int = 40
+    """steps of each run"""
+    skip: int = 5
+    """first steps that are not counted"""
+    rounds: int = 3
+    """runs of each side, in turn"""
+    threads: int = 1
+    """OMP_NUM_THREADS of each run: cores that nothing else uses"""
+    batch_size: int = 32
+    """pairs a step"""
+    gradient_accumulation_steps: int = 2
+    """of our side; TRL's takes the batch in one part"""
+    learning_rate: float = 5e-4
+    """the same on both sides"""
+    beta: float = 0.1
+    """the same on both sides"""
+    max_prompt_tokens: int = 16
+    """longest prompt, in tokens"""
+    max_response_tokens: int = 33
+    """longest response, in tokens"""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """where both sides run"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast over fp32 weights on both sides"""
+
+
+SHARED = ("steps", "batch_size", "learning_rate", "beta", "max_prompt_tokens", "max_response_tokens", "device", "precision")
+
+
+def run(command: list[str], threads: int) -> str:
+    """What a command prints, its errors where it fails."""
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True)
+    if done.returncode:
+        fail(f"python {' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def ours(args: Args, side: str, folder: str) -> list[float]:
+    """Seconds of each step of the script, without its judge."""
+    flags = {name: getattr(args, name) for name in (*SHARED, "gradient_accumulation_steps")}
+    flags |= {"start": args.start, "out": folder, "eval_every": args.steps, "eval_prompts": 8, "kl_prompts": 8}
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    run([HERE.parent / f"ipo_{side}.py", *words], args.threads)
+    rows = [json.loads(line) for line in open(Path(folder, "timings.jsonl"))]
+    return [row["time/sample"] + row["time/train"] for row in rows]
+
+
+def trl(args: Args, side: str, folder: str) -> list[float]:
+    """Seconds of each step of TRL's trainer."""
+    rows = Path(folder, "rows.jsonl")
+    told = {name: getattr(args, name) for name in SHARED}
+    told |= {"side": side, "model": f"{args.start}/sft", "rows": str(rows), "out": folder}
+    pairs = load_rows(f"{args.start}/d_golden")[: args.batch_size * args.steps]
+    rows.write_text(
+        "".join(json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n" for row in pairs)
+    )
+    return json.loads(run([HERE / "trl_steps.py", json.dumps(told)], args.threads).splitlines()[-1])["seconds"]
+
+
+def main(args: Args) -> None:
+    results = {}
+    for side in args.sides:
+        seconds = {"ours": [], "trl": []}
+        for _ in range(args.rounds):
+            for name, function in (("ours", ours), ("trl", trl)):
+                with tempfile.TemporaryDirectory() as folder:
+                    steps = function(args, side, str(Path(folder, "run")) if name == "ours" else folder)
+                seconds[name].append(statistics.median(steps[args.skip :]))
+        ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["trl"])]
+        results[side] = seconds | {"ratio": statistics.median(ratios)}
+        spread = {name: f"{statistics.median(s):.4f} s ({min(s):.4f} to {max(s):.4f})" for name, s in seconds.items()}
+        print(f"{side}: ours {spread['ours']}, TRL {spread['trl']}, {results[side]['ratio']:.2f} times faster", flush=True)
+    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, CPU"
+    versions = {name: version(name) for name in ("torch", "transformers", "trl")}
+    print(json.dumps({"results": results, "machine": machine, "versions": versions, "arguments": asdict(args)}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
