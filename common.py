@@ -475,10 +475,8 @@ def load_pairs(
 def pad(sequences: list[list[int]], tokenizer, device: str, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, W) ids, padded to the longest on the left or on the right, and a mask that is 1 where there is a token."""
     width = max(map(len, sequences))
-    ids, mask = (
-        torch.full((len(sequences), width), tokenizer.pad_token_id),
-        torch.zeros(len(sequences), width, dtype=torch.long),
-    )
+    ids = torch.full((len(sequences), width), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         columns = slice(width - len(sequence), None) if side == "left" else slice(len(sequence))
         ids[row, columns], mask[row, columns] = torch.tensor(sequence), 1
@@ -631,6 +629,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     if own and own != args.dataset:
         pairs = load_pairs(own, tokenizer, *limits)
     chosen_rows = random.Random(0).sample(pairs, min(args.eval_prompts, len(pairs)))
+    chosen_rows.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))  # less padding
     if args.baseline is None:
         distinct = list({p["text"]: p for p in reversed(pairs)}.values())[::-1][: args.eval_prompts]
         print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")

@@ -93,7 +93,7 @@ class Args:
     gradient_accumulation_steps: int = 2
     """parts of a batch that are computed one after the other, pairs of like length together: less memory, less padding"""
     gradient_checkpointing: bool = False
-    """keep no activations within a layer and compute them again in the backward pass: less memory, a third more time"""
+    """keep no activations within a layer and compute them again in the backward pass: less memory, more time"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens; longer ones are bad rows, never cut (paper: 1,024)"""
     max_response_tokens: int = 33
