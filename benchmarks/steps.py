@@ -9,6 +9,7 @@ what timings.jsonl calls time/sample plus time/train, without the judge. TRL's i
 "ipo", timed by a callback. The first --skip steps of every run are left out. The last line printed is JSON.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -97,6 +98,10 @@ def trl(args: Args, side: str, folder: str) -> list[float]:
 
 
 def main(args: Args) -> None:
+    if not importlib.util.find_spec("trl"):
+        fail('this benchmark needs TRL: pip install "trl==1.16.0"')
+    if not Path(args.start, "d_golden").is_dir():
+        fail(f"--start {args.start}: no such start; python -m prepare --out {args.start} makes it")
     results = {}
     for side in args.sides:
         seconds = {"ours": [], "trl": []}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import math
 import re
@@ -301,3 +302,11 @@ def test_a_real_language_model_in_miniature(tmp_path):
     chat = SHARED / "data" / "oasst" / "pairs.jsonl.gz"
     done = call("ipo_offline.py", "--model", model, "--dataset", chat, "--out", tmp_path / "chat", *limits, code=1)
     assert "row 0: conversational, but the tokenizer has no chat template" in done.stderr
+
+
+def test_benchmarks_say_what_they_need():
+    assert "--rounds" in call("benchmarks/steps.py", "--help").stdout
+    if importlib.util.find_spec("trl"):
+        assert "no such start" in call("benchmarks/steps.py", "--start", "nowhere", code=1).stderr
+    else:
+        assert call("benchmarks/steps.py", code=1).stderr == 'error: this benchmark needs TRL: pip install "trl==1.16.0"\n'
