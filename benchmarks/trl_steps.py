@@ -1,12 +1,10 @@
 """TRL's side of benchmarks/steps.py: the same steps by OnlineDPOTrainer or DPOTrainer, in a process of their own.
 
-    python benchmarks/trl_steps.py '{"side": "online", "start": "starts/reviews", ...}'
-
-Prints one line of JSON: seconds of every step, as the trainer's callbacks see its begin and its end, and peak memory.
+benchmarks/steps.py calls it with its settings as JSON. It prints one line of JSON: the seconds of every step, as the trainer's
+callbacks see its begin and its end.
 """
 
 import json
-import resource
 import sys
 import time
 
@@ -72,12 +70,7 @@ def main(told: dict) -> None:
     reward = {"reward_funcs": free_reward} if online else {}
     rows = rows.select_columns(["prompt"] if online else ["prompt", "chosen", "rejected"])
     trainer(model, reference, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[clock], **reward).train()
-    memory = (
-        torch.cuda.max_memory_allocated()
-        if told["device"] != "cpu"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    print(json.dumps({"seconds": clock.seconds, "peak_memory_bytes": memory}))
+    print(json.dumps({"seconds": clock.seconds}))
 
 
 if __name__ == "__main__":
