@@ -18,10 +18,15 @@ LONG = ["--steps", 24, "--batch-size", 4, "--eval-every", 4, "--eval-prompts", 8
 KILLS = int(os.environ.get("TANDEM_KILLS", 5))
 
 
+def hear_ctrl_c():
+    """A shell's background jobs ignore Ctrl-C, and so would every process begun here, were the tests such a job."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def begin(*command):
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=REPO, env=env, **pipes)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_ctrl_c}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=REPO, env=env, **options)
 
 
 def wait_for(sign, process):
