@@ -103,6 +103,8 @@ def pick_device(name: str) -> str:
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         torch.empty(1, device=name)
+        if name.startswith("cuda"):
+            torch.cuda.set_device(name)  # what says no device means this one
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: cannot be used here ({first_line(error)}); --device cpu always can")
     return name
@@ -502,6 +504,86 @@ def by_length(prompts: list, chosen: list, rejected: list, parts: int) -> list[l
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + max(len(chosen[i]), len(rejected[i])))
     size = -(-len(order) // parts)
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+
+class Decoder:
+    """Writes up to N responses behind prompts that were read, in memory that stays where it is.
+
+    So a GPU can record a step as a graph, once, and replay it without Python for every token. The graph reads the weights
+    where they are: training goes on under it. Prompts end at column `width` of the memory, and responses begin there.
+    """
+
+    def __init__(self, model, choose, rows: int, width: int, length: int, read: transformers.Cache):
+        """Memory for `rows` responses of at most `length` tokens to prompts of `width`; read, choose: as in decoder_for."""
+        self.model, self.choose, self.width, self.graph = model, choose, width, None
+        kind, autocast = model.device.type, torch.is_autocast_enabled(model.device.type)
+        self.cache = transformers.StaticCache(config=model.config, max_cache_len=width + length)
+        for layer, (keys, values, _) in zip(self.cache.layers, read):
+            layer.lazy_initialization(*(x[:1].expand(rows, -1, -1, -1) for x in (keys, values)))
+            if autocast:  # rotary positions keep keys in fp32, values are a linear layer's
+                layer.values = layer.values.to(torch.get_autocast_dtype(kind))
+        with model.device:
+            self.t, self.tokens = torch.zeros(1, dtype=torch.long), torch.zeros(rows, length, dtype=torch.long)
+            self.mask, self.uniforms = torch.zeros(rows, width + length, dtype=torch.bool), torch.zeros(rows, length)
+        if kind == "cuda" and length > 1:
+            with torch.autocast(kind, enabled=autocast, cache_enabled=False):  # a replay is to cast the weights that it finds
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    self.step()  # warm up: libraries take their memory, --compile compiles
+                torch.cuda.current_stream().wait_stream(side)
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.step()
+
+    def step(self) -> None:
+        """Every row's next token, from its token t; t counts on the device, where a graph can read it."""
+        mask = self.mask.index_fill_(1, self.width + self.t, True)
+        options = {"attention_mask": mask[:, None, None], "position_ids": mask.sum(1, keepdim=True) - 1}
+        out = self.model(self.tokens.index_select(1, self.t), past_key_values=self.cache, **options)
+        uniforms = self.uniforms.index_select(1, self.t.add_(1))
+        self.tokens.index_copy_(1, self.t, self.choose(out.logits[:, -1], uniforms))
+
+    def write(self, read: transformers.Cache, which, mask, uniforms, first, eos: int) -> torch.Tensor:
+        """(N, T) tokens of N responses, arbitrary behind an end token.
+
+        read: keys and values of (D, P) prompts, padded on the left, of which response n goes on from prompt which[n]. (N, P)
+        mask: 1 where it has a token. (N, T) uniforms; (N, 1) first: the tokens that were already chosen.
+        """
+        rows, columns = slice(len(which)), slice(self.width - mask.shape[1], self.width)
+        for layer, (keys, values, _) in zip(self.cache.layers, read):
+            layer.keys[rows, :, columns], layer.values[rows, :, columns] = keys[which], values[which]
+            layer.cumulative_length.fill_(self.width)
+        self.t.zero_(), self.mask.zero_(), self.tokens.fill_(eos)
+        self.mask[rows, columns], self.uniforms[rows], self.tokens[rows, :1] = mask.bool(), uniforms, first
+        for t in range(1, self.tokens.shape[1]):
+            self.graph.replay() if self.graph else self.step()
+            if t % 16 == 0 and (self.tokens[rows, : t + 1] == eos).any(1).all():  # to look is to wait for the GPU
+                break
+        return self.tokens[rows]
+
+
+def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transformers.Cache) -> Decoder | None:
+    """A Decoder for `shape` responses and tokens behind prompts of `width`, kept with the model; None: a plain loop serves.
+
+    choose: (N, 1) tokens from (N, V) logits and (N, 1) uniforms. read: a cache of prompts, for its shapes. On a CPU the plain
+    loop, which drops finished responses, is the faster one; a compiled model takes the Decoder there too.
+    """
+    if model.device.type == "cpu" and model._compiled_call_impl is None:
+        return None
+    layers = transformers.StaticCache(config=model.config, max_cache_len=1).layers
+    fits = model._can_compile_fullgraph and not any(layer.is_sliding for layer in layers)
+    if not (fits or hasattr(model, "decoders")):
+        print(f"{type(model).__name__} has no plain static cache: it samples in a plain loop, which is slower")
+    decoders = vars(model).setdefault("decoders", {})
+    key = 1 << (shape[0] - 1).bit_length(), shape[1], torch.is_autocast_enabled(model.device.type)
+    if fits and (key not in decoders or decoders[key].width < width):
+        decoders.pop(key, None)  # its memory goes first
+        decoders[key] = Decoder(model, choose, key[0], -(-width // 64) * 64, shape[1], read)
+    return decoders.get(key)
 
 
 # --------------------------------------------------------------------------------------------------------------- judges

@@ -27,6 +27,7 @@ from common import (
     choose_folder,
     collate,
     decode,
+    decoder_for,
     fail,
     finished_folder,
     generator,
@@ -94,6 +95,8 @@ class Args:
     """parts of a batch that are computed one after the other, pairs of like length together: less memory, less padding"""
     gradient_checkpointing: bool = False
     """keep no activations within a layer and compute them again in the backward pass: less memory, more time"""
+    compile: bool = False
+    """compile the decoding step: a GPU samples faster, after a minute or so"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens; longer ones are bad rows, never cut (paper: 1,024)"""
     max_response_tokens: int = 33
@@ -114,6 +117,13 @@ class Args:
     """log to Weights & Biases too (needs `pip install wandb`)"""
 
 
+def choose(logits, uniforms):
+    """(N, 1) tokens at temperature 1: the inverse of the cumulative distribution of (N, V) logits at (N, 1) uniforms."""
+    cdf = logits.float().softmax(-1).cumsum(-1)
+    token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
+    return token.clamp(max=cdf.shape[1] - 1)  # should the logits be nan, the loss will be too, and says so
+
+
 @torch.no_grad()
 def sample(model, prompts, uniforms, tokenizer):
     """Sample one response to each prompt at temperature 1, from the whole vocabulary: the policy itself, nothing sharper.
@@ -125,25 +135,28 @@ def sample(model, prompts, uniforms, tokenizer):
     which = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
     ids, mask = pad(list(number), tokenizer, model.device, "left")  # each prompt is read once, though it is sampled twice
     positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)  # left padding does not count
-    out = model(ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-    cache, logits, mask, positions = out.past_key_values, out.logits[which, -1], mask[which], positions[which, -1:]
-    cache.batch_select_indices(which)
-    rows, tokens = torch.arange(len(prompts), device=model.device), torch.full(uniforms.shape, -1, device=model.device)
-    for t in range(uniforms.shape[1]):
-        cdf = logits.float().softmax(-1).cumsum(-1)  # (rows, V)
-        token = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)  # (rows, 1) the inverse CDF
-        token = token.clamp(max=cdf.shape[1] - 1)  # should the logits be nan, the loss will be too, and says so
-        tokens[rows, t] = token.squeeze(1)
-        going = (token != tokenizer.eos_token_id).nonzero()[:, 0]
-        if t + 1 == uniforms.shape[1] or not len(going):
-            break
-        if len(going) < len(rows):  # what has ended costs no more
-            rows, token, mask, positions = rows[going], token[going], mask[going], positions[going]
-            cache.batch_select_indices(going)
-        mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions + 1
-        out = model(token, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        logits = out.logits[:, -1]
-    return [[token for token in row if token >= 0] for row in tokens.tolist()]
+    out = model.base_model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    token = choose(model.get_output_embeddings()(out.last_hidden_state[which, -1]), uniforms[:, :1])
+    cache, mask, positions, eos = out.past_key_values, mask[which], positions[which, -1:], tokenizer.eos_token_id
+
+    if decoder := decoder_for(model, choose, uniforms.shape, ids.shape[1], cache):  # on a GPU: no Python between tokens
+        tokens = decoder.write(cache, which, mask, uniforms, token, eos)
+    else:  # a plain loop
+        rows, tokens = torch.arange(len(which), device=model.device), torch.full(uniforms.shape, eos, device=model.device)
+        tokens[:, :1] = token
+        cache.batch_select_indices(which)
+        for t in range(1, uniforms.shape[1]):
+            going = (token != eos).nonzero()[:, 0]
+            if not len(going):
+                break
+            if len(going) < len(rows):  # what has ended costs no more
+                rows, token, mask, positions = rows[going], token[going], mask[going], positions[going]
+                cache.batch_select_indices(going)
+            mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions + 1
+            out = model(token, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+            token = choose(out.logits[:, -1], uniforms[rows, t, None])
+            tokens[rows, t] = token[:, 0]
+    return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
 
 
 def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
@@ -269,6 +282,8 @@ def main(args):
     if evaluation.opponent == "sft":
         opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
         evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)
+    if args.compile:
+        policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed, args.shuffle).tolist()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")

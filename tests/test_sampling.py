@@ -5,9 +5,13 @@ from collections import Counter
 import pytest
 import scipy.stats
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from transformers import MistralConfig, MistralForCausalLM
 
-from common import pad
-from ipo_online import sample
+import ipo_online
+from common import collate, decoder_for, pad
+from ipo_online import log_softmax, response_states, sample
 from tests.conftest import letter_tokenizer, tiny_model
 
 
@@ -23,14 +27,102 @@ def naive(model, prompt, uniforms, eos):
     return ids[len(prompt) :]
 
 
-def test_equals_the_naive_loop_token_for_token(family):
+def some_prompts(count=24, longest=5):
+    return [[2 + (i * 7 + j) % 8 for j in range(1 + i % longest)] for i in range(count)]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_equals_the_naive_loop_token_for_token(family, in_place):
+    """Also after the weights have changed under it, with fewer rows, and with prompts longer than its memory was made for."""
     model, tokenizer = tiny_model(family), letter_tokenizer()
-    prompts = [[2 + (i * 7 + j) % 8 for j in range(1 + i % 5)] for i in range(24)]
-    uniforms = torch.rand(24, 12, generator=torch.Generator().manual_seed(3))
+    if in_place:
+        model.compile(backend="eager")
+    prompts, uniforms = some_prompts(), torch.rand(24, 20, generator=torch.Generator().manual_seed(3))
+    for change in range(3):
+        with torch.no_grad():
+            model.get_output_embeddings().weight += change / 10
+            used = [x * (14 if family != "gpt2" else 2) for x in prompts[:20]] if change == 2 else prompts
+            expected = [naive(model.forward, x, u, tokenizer.eos_token_id) for x, u in zip(used, uniforms)]
+        assert sample(model, used, uniforms[: len(used)], tokenizer) == expected
+        assert {len(y) for y in expected} != {20} and max(map(len, expected)) == 20  # some end by themselves, some are cut
+    assert hasattr(model, "decoders") == in_place
+
+
+class Recorder(TorchDispatchMode):
+    """What a graph would record: every operation with the shapes of its tensors and with its numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        described = tree_map(lambda x: tuple(x.shape) if isinstance(x, torch.Tensor) else repr(x), (args, kwargs))
+        self.calls.append((str(function), described))
+        return function(*args, **(kwargs or {}))
+
+
+def places_of(decoder):
+    """Where its memory is."""
+    layers = [x for layer in decoder.cache.layers for x in (layer.keys, layer.values, layer.cumulative_length)]
+    return [x.data_ptr() for x in (decoder.t, decoder.tokens, decoder.mask, decoder.uniforms, *layers)]
+
+
+def test_a_step_can_be_recorded(family):
+    """Each step is the same operations on the same shapes in the same memory, and none asks the device for a number."""
+    model = tiny_model(family)
+    ids, mask = pad(some_prompts(8), letter_tokenizer(), "cpu", "left")
     with torch.no_grad():
-        expected = [naive(model, prompt, u, tokenizer.eos_token_id) for prompt, u in zip(prompts, uniforms)]
-    assert sample(model, prompts, uniforms, tokenizer) == expected
-    assert {len(y) for y in expected} != {12} and max(map(len, expected)) == 12  # some end by themselves, some are cut
+        read = model.base_model(ids, attention_mask=mask, use_cache=True).past_key_values
+        model._compiled_call_impl = model._call_impl
+        decoder = decoder_for(model, ipo_online.choose, (8, 20), ids.shape[1], read)
+        decoder.write(read, torch.arange(8), mask, torch.rand(8, 20), ids[:, -1:], eos=-1)
+        for counter in (decoder.t, *(layer.cumulative_length for layer in decoder.cache.layers)):
+            counter.sub_(5)
+        places, records = places_of(decoder), []
+        for _ in range(3):
+            with Recorder() as recorder:
+                decoder.step()
+            records.append(recorder.calls)
+    assert len(records[0]) > 50 and records[0] == records[1] == records[2]
+    assert not {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.equal.default"} & {n for n, _ in records[0]}
+    assert places == places_of(decoder)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_is_sampled_from_is_what_is_scored(family, in_place, monkeypatch):
+    """The distributions behind each token, from the cache and from the scoring path, fp32: within 1e-4 nats."""
+    model, tokenizer = tiny_model(family, dtype=torch.float32), letter_tokenizer()
+    if in_place:
+        model.compile(backend="eager")
+    seen = []
+    choose = ipo_online.choose
+    monkeypatch.setattr(ipo_online, "choose", lambda logits, u: seen.append(logits.log_softmax(-1)) or choose(logits, u))
+    prompts, uniforms = some_prompts(4), torch.rand(4, 12, generator=torch.Generator().manual_seed(2))  # the first is padded
+    responses = sample(model, prompts, uniforms, tokenizer)
+    batch = collate(prompts[:1], responses[:1], tokenizer, "cpu")
+    with torch.no_grad():
+        scored = log_softmax(model, response_states(model, batch))
+    assert len(scored) > 5
+    assert torch.stack([logits[0] for logits in seen[: len(scored)]]).sub(scored).abs().max() < 1e-4
+
+
+def test_a_model_without_a_plain_static_cache_says_so_once_and_samples_all_the_same(capsys):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = MistralConfig(vocab_size=10, intermediate_size=32, sliding_window=4, **sizes)
+    model, tokenizer = MistralForCausalLM(config).double().eval(), letter_tokenizer()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+    model._compiled_call_impl = model._call_impl
+    prompts, uniforms = some_prompts(), torch.rand(24, 12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = [naive(model, x, u, tokenizer.eos_token_id) for x, u in zip(prompts, uniforms)]
+    for _ in range(2):
+        assert sample(model, prompts, uniforms, tokenizer) == expected
+    assert capsys.readouterr().out == (
+        "MistralForCausalLM has no plain static cache: it samples in a plain loop, which is slower\n"
+    )
 
 
 def test_does_not_depend_on_batch_mates(letters):
