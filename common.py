@@ -414,7 +414,8 @@ def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[b
     tails = [whole[len(head) :] for head, whole in zip(heads, wholes)]
     for i in alone:
         tails[i] = tokenizer(responses[i], add_special_tokens=False).input_ids
-    return heads, [t + [tokenizer.eos_token_id] * done for t, done in zip(tails, finished)], len(alone)
+    end = [tokenizer.eos_token_id]
+    return heads, [t + end * done for t, done in zip(tails, finished)], len(alone)
 
 
 def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]]) -> tuple[list[str], list[bool]]:
@@ -443,7 +444,8 @@ def load_pairs(
             strings[number] = row_strings(row, tokenizer)
         except Exception as error:  # whatever a row, or a chat template that refuses it, may raise
             bad[number] = first_line(error)
-    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    eos = tokenizer.eos_token_id
+    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, eos}
     pairs, alone = {n: {"row": n, "text": s[0], "margin": rows[n].get("margin")} for n, s in strings.items()}, 0
     for column, name in ((1, "chosen"), (2, "rejected")):
         finished = [rows[n].get(f"{name}_finished", True) is not False for n in strings]
@@ -456,7 +458,7 @@ def load_pairs(
             body = response[: len(response) - done]
             if unknown.intersection(prompt + body):
                 bad[number] = f"prompt or {name} has a word that the tokenizer does not know"
-            elif tokenizer.eos_token_id in body:
+            elif eos in body:
                 bad[number] = f"{name} has the end token {tokenizer.eos_token} in its text; pass its text without it"
             elif len(response) > max_response_tokens:
                 bad[number] = f"{name} has {len(response)} tokens, --max-response-tokens is {max_response_tokens}"
@@ -632,7 +634,7 @@ def score(model, sequences: list[list[int]]) -> torch.Tensor:
     mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(model.device)
     if not hasattr(model, "score"):  # an encoder pools in its own way
         return model(ids.to(model.device), attention_mask=mask).logits.squeeze(-1).float()
-    hidden = model.base_model(ids.to(model.device), attention_mask=mask).last_hidden_state
+    hidden = model.base_model(ids.to(model.device), attention_mask=mask, use_cache=False).last_hidden_state
     return model.score(hidden[torch.arange(len(ids)), lengths - 1]).squeeze(-1).float()
 
 
@@ -680,9 +682,9 @@ def margin(judge: Judge, prompts: list, first: list, second: list, store_second:
 
 
 def score_all(judge: Judge, sequences: list[list[int]]) -> dict[tuple, float]:
-    """{sequence: its score, or the probability that the first response is better}, scored by length, 128 at a time."""
+    """{sequence: its score, or the probability that the first response is better}, scored by length, 64 at a time."""
     distinct = sorted({tuple(s) for s in sequences}, key=lambda s: (len(s), s))
-    values = torch.cat([score(judge.model, list(map(list, distinct[i : i + 128]))) for i in range(0, len(distinct), 128)])
+    values = torch.cat([score(judge.model, list(map(list, distinct[i : i + 64]))) for i in range(0, len(distinct), 64)])
     return dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
 
 
@@ -699,6 +701,7 @@ class Evaluation:
     opponent: str  # golden_policy, or sft where there is none
     baseline: list[list[int]]  # the opponent's response to each prompt; the script samples those of sft
     pairs: list[dict]  # preference pairs for the accuracy as a classifier
+    reference: torch.Tensor | None = None  # what the reference says of them, which never changes
 
 
 def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:

@@ -224,6 +224,18 @@ def kl_to_sft(policy, sft, batch):
 
 
 @torch.no_grad()
+def pair_margins(model, pairs, tokenizer, width):
+    """(N,) log pi(chosen | x) - log pi(rejected | x) of N pairs, `width` sequences at a time."""
+    margins = []
+    for i in range(0, len(pairs), -(-width // 2)):
+        part = pairs[i : i + -(-width // 2)]
+        both = [p["prompt"] for p in part] * 2, [p["chosen"] for p in part] + [p["rejected"] for p in part]
+        chosen, rejected = sequence_logprob(model, collate(*both, tokenizer, model.device)).chunk(2)
+        margins.append(chosen - rejected)
+    return torch.cat(margins)
+
+
+@torch.no_grad()
 def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args):
     """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
     prompts, width = evaluation.prompts, args.eval_batch_size
@@ -244,14 +256,10 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
 
-    h = []
-    for i in range(0, len(evaluation.pairs), max(1, width // 2)):
-        pairs = evaluation.pairs[i : i + max(1, width // 2)]
-        both = [p["prompt"] for p in pairs] * 2, [p["chosen"] for p in pairs] + [p["rejected"] for p in pairs]
-        batch = collate(*both, tokenizer, args.device)
-        chosen, rejected = (sequence_logprob(policy, batch) - sequence_logprob(reference, batch)).chunk(2)
-        h.append(chosen - rejected)
-    row["accuracy"] = wins(torch.cat(h)).mean().item()
+    if evaluation.reference is None:
+        evaluation.reference = pair_margins(reference, evaluation.pairs, tokenizer, width)
+    h = pair_margins(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
+    row["accuracy"] = wins(h).mean().item()
 
     words, finished = decode(tokenizer, prompts, responses)
     row["response_length"] = sum(map(len, responses)) / len(responses)

@@ -6,7 +6,8 @@
 
 Both sides run as processes of their own, in turn, --rounds times. Ours is the script, by its command line: a step is
 what timings.jsonl calls time/sample plus time/train, without the judge. TRL's is OnlineDPOTrainer or DPOTrainer with loss_type
-"ipo", timed by a callback. The first --skip steps of every run are left out. The last line printed is JSON.
+"ipo", timed by a callback. The first --skip steps of every run are left out. Peak memory is what CUDA allocated, on a CPU what
+the process occupied, models, data and libraries included. The last line printed is JSON.
 """
 
 import importlib.util
@@ -66,27 +67,31 @@ class Args:
 SHARED = ("steps", "batch_size", "learning_rate", "beta", "max_prompt_tokens", "max_response_tokens", "device", "precision")
 
 
-def run(command: list[str], threads: int) -> str:
-    """What a command prints, its errors where it fails."""
+def run(command: list[str], threads: int) -> tuple[str, int]:
+    """What a command prints, its errors where it fails; and the most memory that it occupied, in bytes."""
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, *map(str, command)], env=env, capture_output=True, text=True)
-    if done.returncode:
-        fail(f"python {' '.join(map(str, command))}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen([sys.executable, *map(str, command)], env=env, stdout=out, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        if code := os.waitstatus_to_exitcode(status):
+            errors.seek(0)
+            fail(f"python {' '.join(map(str, command))}: exit code {code}\n{errors.read()[-2000:]}")
+        out.seek(0)
+        return out.read(), usage.ru_maxrss * 1024
 
 
-def ours(args: Args, side: str, folder: str) -> list[float]:
-    """Seconds of each step of the script, without its judge."""
+def ours(args: Args, side: str, folder: str) -> tuple[list[float], int]:
+    """Seconds of each step of the script, without its judge, and its peak memory in bytes."""
     flags = {name: getattr(args, name) for name in (*SHARED, "gradient_accumulation_steps")}
     flags |= {"start": args.start, "out": folder, "eval_every": args.steps, "eval_prompts": 8, "kl_prompts": 8}
     words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    run([HERE.parent / f"ipo_{side}.py", *words], args.threads)
+    _, occupied = run([HERE.parent / f"ipo_{side}.py", *words], args.threads)
     rows = [json.loads(line) for line in open(Path(folder, "timings.jsonl"))]
-    return [row["time/sample"] + row["time/train"] for row in rows]
+    return [row["time/sample"] + row["time/train"] for row in rows], rows[-1]["peak_memory_bytes"] or occupied
 
 
-def trl(args: Args, side: str, folder: str) -> list[float]:
-    """Seconds of each step of TRL's trainer."""
+def trl(args: Args, side: str, folder: str) -> tuple[list[float], int]:
+    """The same of TRL's trainer."""
     rows = Path(folder, "rows.jsonl")
     told = {name: getattr(args, name) for name in SHARED}
     told |= {"side": side, "model": f"{args.start}/sft", "rows": str(rows), "out": folder}
@@ -94,7 +99,9 @@ def trl(args: Args, side: str, folder: str) -> list[float]:
     rows.write_text(
         "".join(json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n" for row in pairs)
     )
-    return json.loads(run([HERE / "trl_steps.py", json.dumps(told)], args.threads).splitlines()[-1])["seconds"]
+    printed, occupied = run([HERE / "trl_steps.py", json.dumps(told)], args.threads)
+    measured = json.loads(printed.splitlines()[-1])
+    return measured["seconds"], measured["memory"] or occupied
 
 
 def main(args: Args) -> None:
@@ -104,15 +111,17 @@ def main(args: Args) -> None:
         fail(f"--start {args.start}: no such start; python -m prepare --out {args.start} makes it")
     results = {}
     for side in args.sides:
-        seconds = {"ours": [], "trl": []}
+        seconds, memory = {"ours": [], "trl": []}, {"ours": [], "trl": []}
         for _ in range(args.rounds):
             for name, function in (("ours", ours), ("trl", trl)):
                 with tempfile.TemporaryDirectory() as folder:
-                    steps = function(args, side, str(Path(folder, "run")) if name == "ours" else folder)
+                    steps, peak = function(args, side, str(Path(folder, "run")) if name == "ours" else folder)
+                memory[name].append(peak)
                 seconds[name].append(statistics.median(steps[args.skip :]))
         ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["trl"])]
-        results[side] = seconds | {"ratio": statistics.median(ratios)}
+        results[side] = seconds | {"ratio": statistics.median(ratios), "peak_memory": memory}
         spread = {name: f"{statistics.median(s):.4f} s ({min(s):.4f} to {max(s):.4f})" for name, s in seconds.items()}
+        spread = {name: f"{text}, {statistics.median(memory[name]) / 2**30:.2f} GiB" for name, text in spread.items()}
         print(f"{side}: ours {spread['ours']}, TRL {spread['trl']}, {results[side]['ratio']:.2f} times faster", flush=True)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, CPU"
     versions = {name: version(name) for name in ("torch", "transformers", "trl")}

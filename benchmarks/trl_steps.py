@@ -1,7 +1,7 @@
 """TRL's side of benchmarks/steps.py: the same steps by OnlineDPOTrainer or DPOTrainer, in a process of their own.
 
 benchmarks/steps.py calls it with its settings as JSON. It prints one line of JSON: the seconds of every step, as the trainer's
-callbacks see its begin and its end.
+callbacks see its begin and its end, and the most memory that CUDA allocated, where there is CUDA.
 """
 
 import json
@@ -70,7 +70,8 @@ def main(told: dict) -> None:
     reward = {"reward_funcs": free_reward} if online else {}
     rows = rows.select_columns(["prompt"] if online else ["prompt", "chosen", "rejected"])
     trainer(model, reference, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[clock], **reward).train()
-    print(json.dumps({"seconds": clock.seconds}))
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    print(json.dumps({"seconds": clock.seconds, "memory": memory}))
 
 
 if __name__ == "__main__":

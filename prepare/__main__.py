@@ -75,13 +75,13 @@ class Args:
     """gradient steps of supervised fine-tuning; 0 = the model is its own SFT"""
     sft_learning_rate: float = 3e-3
     """its highest learning rate"""
-    golden_steps: int = 800
+    golden_steps: int = 400
     """gradient steps of the golden preference model; 0 = --golden-model is one already"""
-    proxy_steps: int = 800
+    proxy_steps: int = 500
     """gradient steps of the proxy preference model, which starts from sft/"""
     preference_learning_rate: float = 1e-3
     """highest learning rate of both preference models"""
-    policy_steps: int = ipo_online.Args.steps
+    policy_steps: int = 200
     """gradient steps of the golden policy"""
     policy_learning_rate: float = ipo_online.Args.learning_rate
     """its learning rate"""
@@ -153,7 +153,7 @@ def main(args: Args) -> None:
         if changed:
             fail(f"{args.out} was begun with {' '.join(changed)}; repeat that, or choose another --out")
     if embedded:
-        print(f"{args.out}: the embedded world, about 3 minutes on 2 cores")
+        print(f"{args.out}: the embedded world, about 90 seconds on 2 cores")
     else:
         steps = args.sft_steps + args.golden_steps + args.proxy_steps + args.policy_steps
         print(f"{args.out}: {steps} gradient steps in four stages; each shows the time it has left")

@@ -98,8 +98,9 @@ def preference_nll(model, form: str, eos: int, prompts: list, chosen: list, reje
     if form == "pointwise":
         sequences = first + second
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        halves = order[: len(first)], order[len(first) :]  # short and long ones apart: a quarter less padding to compute
-        scores = torch.cat([score(model, [sequences[i] for i in half]) for half in halves])
+        size = -(-len(order) // 3)  # short, middling and long ones apart: a third less padding to compute
+        parts = [order[i : i + size] for i in range(0, len(order), size)]
+        scores = torch.cat([score(model, [sequences[i] for i in part]) for part in parts])
         first, second = scores[torch.tensor(order).argsort()].chunk(2)
         return -torch.nn.functional.logsigmoid(first - second)
     logits = score(model, [b if coin else a for a, b, coin in zip(first, second, coins.tolist())])
@@ -132,7 +133,7 @@ def train(args: Train) -> None:
         print(f"{args.dataset}: has no test.jsonl, so its last {held_out} rows are held out")
         pairs, test = pairs[:-held_out], pairs[-held_out:]
         pairs = pairs or fail(f"{args.dataset}: one row is too few to train on")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, args.steps // 10, args.steps)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
 

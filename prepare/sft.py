@@ -12,7 +12,17 @@ import transformers
 import tyro
 from tqdm import tqdm
 
-from common import batch_order, check_ranges, collate, finished_folder, load_pairs, load_policy, pick_device, run_command
+from common import (
+    batch_order,
+    by_length,
+    check_ranges,
+    collate,
+    finished_folder,
+    load_pairs,
+    load_policy,
+    pick_device,
+    run_command,
+)
 from ipo_offline import sequence_logprob
 
 
@@ -49,7 +59,7 @@ def main(args: Args) -> None:
     device = pick_device(args.device)
     model, tokenizer = load_policy(args.model, device, args.max_prompt_tokens + args.max_response_tokens)
     pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
@@ -57,16 +67,20 @@ def main(args: Args) -> None:
         bar = tqdm(batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist(), desc="sft", unit="step")
         for indices in bar:
             rows = [pairs[i] for i in indices]
+            prompts = [row["prompt"] for row in rows] * 2
             responses = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
-            batch = collate([row["prompt"] for row in rows] * 2, responses, tokenizer, device)
-            with autocast:
-                loss = -sequence_logprob(model, batch).sum() / batch.mask.sum()  # nats a token
+            count, loss = sum(map(len, responses)), 0.0
             optimizer.zero_grad()
-            loss.backward()
+            for part in by_length(prompts, responses, responses, 2):
+                batch = collate([prompts[i] for i in part], [responses[i] for i in part], tokenizer, device)
+                with autocast:
+                    nll = -sequence_logprob(model, batch).sum() / count  # nats a token of the whole batch
+                nll.backward()
+                loss += nll.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            bar.set_postfix(loss=loss.item(), refresh=False)
+            bar.set_postfix(loss=loss, refresh=False)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

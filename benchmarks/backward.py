@@ -1,0 +1,131 @@
+"""Memory and time of one forward and backward pass over a whole batch, ours against the naive form.
+
+    python benchmarks/backward.py                         # on a GPU: 256 sequences of 256 tokens, SmolLM2-135M's shape
+    python benchmarks/backward.py --rows 16 --tokens 128 --precision fp32                             # what a CPU can do
+
+Neither accumulated nor checkpointed; policy, reference and judge are resident. Naive means logits of all positions in fp32,
+as a model returns them, and one log-softmax. Both responses of a pair count as sequences; half of each is prompt. Every side
+is a process of its own, so that peak memory is its own: what CUDA allocated, or what the process occupied. The last line is
+JSON.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from common import Batch, pick_device  # noqa: E402
+from ipo_online import preference_loss, sequence_logprob  # noqa: E402
+
+
+@dataclass
+class Args:
+    rows: int = 256
+    """sequences, two for each pair"""
+    tokens: int = 256
+    """tokens of each, half of them response"""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16 computes under autocast; weights are fp32"""
+    rounds: int = 3
+    """passes, after one that is not counted"""
+    device: str = "auto"
+    """cpu, cuda ... (auto: cuda where there is one)"""
+    side: Literal["ours", "naive"] | None = None
+    """measure this side alone, in this process"""
+
+
+def naive(model, batch: Batch) -> torch.Tensor:
+    """(N,) log pi(y | x) by way of all logits."""
+    logprobs = model(batch.ids).logits[:, :-1].float().log_softmax(-1)
+    return (logprobs.gather(-1, batch.ids[:, 1:, None]).squeeze(-1) * batch.mask[:, 1:]).sum(1)
+
+
+def peak_arithmetic(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, the best of ten."""
+    n = 8192 if device != "cpu" else 2048
+    a, seconds = torch.randn(n, n, device=device, dtype=dtype), []
+    for _ in range(10):
+        begin = time.perf_counter()
+        a @ a
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return 2 * n**3 / min(seconds)
+
+
+def measure(args: Args) -> dict:
+    """Seconds of each pass, peak memory in bytes, and the share of the arithmetic that the device can do."""
+    device = pick_device(args.device)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config = LlamaConfig(vocab_size=49152, intermediate_size=1536, tie_word_embeddings=True, **sizes)
+    policy, reference = (AutoModelForCausalLM.from_config(config).to(device).eval() for _ in range(2))
+    judge = AutoModelForSequenceClassification.from_config(config).to(device)
+    for model in (reference, judge):
+        model.requires_grad_(False)
+    ids = torch.randint(0, config.vocab_size, (args.rows, args.tokens), device=device)
+    batch = Batch(ids, (torch.arange(args.tokens, device=device) >= args.tokens // 2).expand_as(ids))
+    score = naive if args.side == "naive" else sequence_logprob
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
+    seconds = []
+    for _ in range(args.rounds + 1):
+        begin = time.perf_counter()
+        with autocast:
+            own = score(policy, batch).chunk(2)
+            with torch.no_grad():
+                fixed = score(reference, batch).chunk(2)
+        preference_loss(*own, *fixed, 0.1).mean().backward()
+        policy.zero_grad()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    memory = (
+        torch.cuda.max_memory_allocated() if device != "cpu" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    body = sum(p.numel() for p in policy.parameters()) - policy.get_input_embeddings().weight.numel()
+    head = policy.get_output_embeddings().weight.numel()
+    # 2 a weight and token forward, twice that backward, and the reference's forward; attention adds 4 T H a layer and token
+    attention = 2 * args.tokens * config.hidden_size * config.num_hidden_layers
+    needed = 8 * args.rows * (args.tokens * (body + attention) + args.tokens // 2 * head)
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    share = needed / statistics.median(seconds[1:]) / peak_arithmetic(device, dtype)
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.processor() or platform.machine()}, CPU"
+    return {"seconds": seconds[1:], "memory": memory, "share_of_peak": share, "machine": name}
+
+
+def main(args: Args) -> None:
+    if args.side:
+        return print(json.dumps(measure(args)))
+    results = {}
+    for side in ("ours", "naive"):
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        if done.returncode:
+            results[side] = {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
+            print(f"{side}: {results[side]['failed']}")
+            continue
+        results[side] = json.loads(done.stdout.splitlines()[-1])
+        seconds = results[side]["seconds"]
+        spread = f"{statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})"
+        print(f"{side}: {spread}, {results[side]['memory'] / 2**30:.2f} GiB, {results[side]['share_of_peak']:.1%} of the peak")
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    print(json.dumps({"results": results, "versions": versions, "arguments": asdict(args)}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
