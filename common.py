@@ -4,6 +4,8 @@ Lengths are in tokens, log-probabilities and KL in nats. Ids are plain lists of 
 """
 
 import hashlib
+import importlib.util
+import itertools
 import json
 import math
 import os
@@ -22,6 +24,12 @@ import filelock
 import safetensors.torch
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from torch import distributed
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.tensorboard import SummaryWriter
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 datasets.disable_progress_bars()
@@ -36,6 +44,8 @@ FREE = "out", "resume", "device", "track", "save_policies"  # arguments that may
 
 def fail(message: str) -> NoReturn:
     """End the program with one line on stderr and exit code 1."""
+    if rank():
+        time.sleep(5)  # the first process has most likely failed too: it speaks for all, and the launcher ends this one
     raise SystemExit(f"error: {message}")
 
 
@@ -43,15 +53,125 @@ def run_command(main, args) -> None:
     """main(args), where what no program can prevent ends in one line too: Ctrl-C, a full disk, too little memory."""
     try:
         main(args)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     except KeyboardInterrupt:
         again = f" with --out {args.out} --resume" if hasattr(args, "resume") else ""
         fail(f"interrupted; the same command{again} goes on where it can")
     except (OSError, safetensors.SafetensorError) as error:
         fail(f"a file could not be read or written ({first_line(error)})")
     except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            fail(f"another process of this run has ended ({first_line(error)}); the last checkpoint is kept, see --resume")
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         fail(f"out of memory ({first_line(error)}); lower --batch-size or the --max-...-tokens")
+
+
+# ---------------------------------------------------------------------------------------------------------- processes
+
+# `accelerate launch` or `torchrun` starts several processes of one run. Each takes its share of every batch, and of the noise
+# that was drawn for the whole batch; what it finds is gathered, so that every number is that of the whole. Alone, a process
+# has all rows, and nothing here does anything.
+
+
+def rank() -> int:
+    """This process's number, 0 for the one that writes."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def processes() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if processes() > 1:
+        distributed.barrier()
+
+
+def share(count: int) -> list[int]:
+    """The rows of `count` that are this process's, every n-th; equally many for all, if need be by rows that come twice."""
+    return [row % count for row in range(rank(), count + -count % processes(), processes())]
+
+
+def gather(values: list, count: int) -> list:
+    """The values that all processes have for their shares of `count` rows, in the order of the rows."""
+    if processes() == 1:
+        return values
+    shares = gather_object([values])
+    return list(itertools.chain(*zip(*shares)))[:count]
+
+
+def sum_gradients(model) -> None:
+    """Let every process have the sum of all gradients. FSDP has summed those of the weights that it has sharded."""
+    if processes() == 1:
+        return
+    gradients = [p.grad for p in model.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def clip_gradients(model, max_norm: float) -> torch.Tensor:
+    """Scale the gradient down to this norm where it is longer; returns the norm that it had."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norms = [gradient.norm() for gradient in gradients]
+    norm = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        local(gradient).mul_(scale)
+    return norm
+
+
+def sharded(model) -> bool:
+    """Whether the model's weights are spread over the processes, so that each of its layers is a meeting of all of them."""
+    return isinstance(model.base_model, FSDPModule)
+
+
+def rows_left(model, going: torch.Tensor) -> torch.Tensor:
+    """The numbers of the rows that go on, of (N,) yes or no; none when all have ended.
+
+    Where the model is sharded, all processes must call it as often: one row stays as long as another process goes on.
+    """
+    left = going.nonzero()[:, 0]
+    if sharded(model):
+        everywhere = torch.tensor([len(left)], device=going.device)
+        distributed.all_reduce(everywhere)
+        left = left.new_zeros(1) if everywhere.item() and not len(left) else left
+    return left
+
+
+def shard(model, device: str):
+    """Spread the layers' weights over all processes (FSDP2). Embeddings stay whole: a model may share them with its head."""
+    mesh = torch.distributed.init_device_mesh(torch.device(device).type, (processes(),))
+    whole = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model.base_model, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # a sum, as everywhere; and one that Gloo knows
+            module.set_force_sum_reduction_for_comms(True)
+    return model.to(device)
+
+
+def layers_of(model) -> list:
+    """Its transformer layers."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def parameter_groups(model) -> list[dict]:
+    """All weights, the sharded ones apart: one call of the fused AdamW takes only one kind."""
+    kinds = [[p for p in model.parameters() if isinstance(p, DTensor) == kind] for kind in (False, True)]
+    return [{"params": group} for group in kinds if group]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process holds: all of it, unless it is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 # ---------------------------------------------------------------------------------------------------------- arguments
@@ -79,10 +199,11 @@ def check_args(args) -> None:
         ready = Path(args.start, "golden_policy").exists()  # its last part
         if named or not (ready or Path("prepare").is_dir()):
             fail(f"no start given: pass {' '.join('--' + name for name in required)}, or --start FOLDER")
-        if not ready:
+        if not ready and not rank():
             print(f"{args.start} is not ready yet: running `python -m prepare --out {args.start}` first")
             if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
                 fail(f"python -m prepare --out {args.start} did not finish; see above")
+        wait()
     if args.start is not None and not Path(args.start).is_dir():
         fail(f"--start {args.start}: no such folder; `python -m prepare --out {args.start}` makes one")
     parts = {"model": "sft", "dataset": "d_golden", "judge": "proxy", "golden": "golden", "baseline": "golden_policy"}
@@ -99,14 +220,18 @@ def start_part(args, name: str) -> str | None:
 
 
 def pick_device(name: str) -> str:
-    """The device to run on; "auto" is cuda where there is one, else cpu."""
+    """The device to run on; "auto" is cuda where there is one, else cpu. Of several processes each has a GPU of its own."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         torch.empty(1, device=name)
+        if "LOCAL_RANK" in os.environ:  # accelerate launch, or torchrun
+            name = str(PartialState(cpu=name == "cpu").device).replace("cpu:0", "cpu")
         if name.startswith("cuda"):
             torch.cuda.set_device(name)  # what says no device means this one
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: cannot be used here ({first_line(error)}); --device cpu always can")
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # what there is to say is said once
     return name
 
 
@@ -137,7 +262,8 @@ def choose_folder(args, script: str) -> Path:
     """
     if args.resume and args.out is None:
         fail("--resume needs --out, the folder of the run to go on with")
-    args.out = args.out or f"runs/{Path(args.start or args.model).name}/{script}__{args.seed}__{int(time.time())}"
+    names = [args.out or f"runs/{Path(args.start or args.model).name}/{script}__{args.seed}__{int(time.time())}"]
+    args.out = broadcast_object_list(names)[0] if processes() > 1 else names[0]
     out, begun = Path(args.out), Path(args.out, "args.json").exists()
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if out.is_file() or (not begun and inside - {"args.json.partial", ".lock"}):
@@ -149,6 +275,10 @@ def choose_folder(args, script: str) -> Path:
     if (out / "policy").exists():
         print(f"{out}: this run is finished")
         raise SystemExit(0)
+    if getattr(args, "track", False) and not importlib.util.find_spec("wandb"):
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.batch_size % processes():
+        fail(f"--batch-size {args.batch_size}: {processes()} processes share it, it must be a multiple of that")
     return out
 
 
@@ -166,18 +296,22 @@ def claim(folder: Path) -> None:
 
 
 def begin_run(args, out: Path) -> None:
-    """Claim the folder and write args.json: the fields of Args, flat, with the script, the git revision and the versions.
+    """Claim the folder, once for all processes, and write args.json: the fields of Args, flat, script, git revision, versions.
 
     A run that goes on keeps the args.json it has, and a line says what is not as it was: its numbers may differ then.
     """
+    wait()
+    if rank():
+        return
     claim(out)
+    (out / "responses").mkdir(exist_ok=True)
     command = {"args": ["git", "rev-parse", "HEAD"], "cwd": Path(__file__).parent, "capture_output": True, "text": True}
     now = {"git_revision": shutil.which("git") and subprocess.run(**command).stdout.strip() or None}
     now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
-    now |= {"threads": torch.get_num_threads(), "device": args.device}
+    now |= {"threads": torch.get_num_threads(), "device": args.device, "processes": processes()}
     if (out / "args.json").exists():
         was = json.loads((out / "args.json").read_text())
-        others = [f"{name} {was[name]}, now {now[name]}" for name in now if was[name] != now[name]]
+        others = [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
         if others:
             print(f"{out}: was begun with {'; '.join(others)}")
     else:
@@ -186,36 +320,118 @@ def begin_run(args, out: Path) -> None:
         (out / "args.json.partial").replace(out / "args.json")
 
 
+class Log:
+    """log(name, row) appends a row to the run's NAME.jsonl and its numbers to TensorBoard; only the first process does."""
+
+    def __init__(self, out: Path, done: int):
+        self.writer = SummaryWriter(str(out), purge_step=done + 1)
+        self.files = {name: open(out / f"{name}.jsonl", "a", buffering=1) for name in LOGS}
+
+    def __call__(self, name: str, row: dict) -> None:
+        self.files[name].write(json.dumps(row) + "\n")
+        for key, value in row.items():
+            if isinstance(value, (int, float)):
+                self.writer.add_scalar(f"{name}/{key}", value, row["step"])
+
+
+def open_log(args, out: Path, done: int):
+    """The Log of a run that goes on after `done` steps, with --track Weights & Biases beside it."""
+    if rank():
+        return lambda name, row: None
+    if args.track:
+        import wandb
+
+        wandb.init(project="tandem", name=out.name, config=vars(args), sync_tensorboard=True)
+    return Log(out, done)
+
+
+def save_responses(out: Path, step: int, rows: list[dict]) -> None:
+    """responses/<step>.jsonl: what the policy answered at an evaluation."""
+    if not rank():
+        (out / "responses" / f"{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save_policy(path: Path, policy, tokenizer) -> None:
+    """A folder that transformers can load, whole when it appears under its name; an older one is replaced."""
+    weights = policy.state_dict()
+    for name, weight in weights.items():
+        if isinstance(weight, DTensor):
+            whole = weight.full_tensor()  # all processes meet
+            weights[name] = whole.cpu().clone() if not rank() else None
+    if not rank():
+        shutil.rmtree(path, ignore_errors=True)
+        with finished_folder(path) as folder:
+            policy.save_pretrained(folder, state_dict=weights)
+            tokenizer.save_pretrained(folder)
+    wait()
+
+
+def finish_run(out: Path, policy, tokenizer, log) -> None:
+    """Write policy/, which says that the run is finished, and remove what was there to go on from."""
+    save_policy(out / "policy", policy, tokenizer)
+    if not rank():
+        shutil.rmtree(out / "checkpoint")
+        log.writer.close()
+    print(f"wrote {out}")
+
+
 def save_checkpoint(out: Path, step: int, policy, optimizer) -> None:
-    """checkpoint/<step>: the policy, AdamW's moments, and how long the run's files are. Older ones go when it is complete."""
-    with finished_folder(out / "checkpoint" / str(step)) as folder:
-        safetensors.torch.save_model(policy, str(folder / "policy.safetensors"))
+    """checkpoint/<step>: weights, AdamW's moments, and how long the run's files are. Older ones go when it is complete.
+
+    Where weights are sharded each process writes its own part.
+    """
+    folder = out / "checkpoint" / str(step)
+    aside = folder.with_name(f"{step}.partial")
+    if not rank():
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    wait()
+    if not rank() or sharded(policy):
+        weights = {name: local(p.detach()).contiguous() for name, p in policy.named_parameters()}
+        safetensors.torch.save_file(weights, aside / part_of("policy", policy))
         state = optimizer.state_dict()["state"]
-        tensors = {f"{i}.{name}": value for i, values in state.items() for name, value in values.items()}
-        safetensors.torch.save_file(tensors, folder / "optimizer.safetensors")
+        tensors = {f"{i}.{name}": local(value) for i, values in state.items() for name, value in values.items()}
+        safetensors.torch.save_file(tensors, aside / part_of("optimizer", policy))
+    wait()
+    if not rank():
         sizes = {f"{name}.jsonl": Path(out, f"{name}.jsonl").stat().st_size for name in LOGS}
-        (folder / "state.json").write_text(json.dumps({"step": step, "sizes": sizes}))
-    for other in folder.parent.iterdir():
-        if other.name != str(step):
-            shutil.rmtree(other)
+        (aside / "state.json").write_text(json.dumps({"step": step, "sizes": sizes}))
+        aside.rename(folder)
+        for other in folder.parent.iterdir():
+            if other.name != str(step):
+                shutil.rmtree(other)
 
 
+def part_of(name: str, policy) -> str:
+    """The name of a checkpoint's file, or of this process's part of it."""
+    return name + (f"-{rank()}-of-{processes()}" if sharded(policy) else "") + ".safetensors"
+
+
+@torch.no_grad()
 def load_checkpoint(out: Path, policy, optimizer) -> int:
     """Load the last complete checkpoint and cut the run's files back to it; returns its step, 0 where there is none."""
     done = [folder for folder in out.glob("checkpoint/*") if folder.name.isdigit()]
     if not done:
-        for name in LOGS:
+        for name in LOGS if not rank() else ():
             Path(out, f"{name}.jsonl").unlink(missing_ok=True)
         return 0
     folder = max(done, key=lambda folder: int(folder.name))
-    safetensors.torch.load_model(policy, folder / "policy.safetensors")
-    state = {}
-    for key, value in safetensors.torch.load_file(folder / "optimizer.safetensors").items():
+    if not (folder / part_of("policy", policy)).exists():
+        fail(f"{folder}: has no {part_of('policy', policy)}; go on with as many processes as before, sharded as before")
+    weights = dict(policy.named_parameters())
+    for name, value in safetensors.torch.load_file(folder / part_of("policy", policy)).items():
+        local(weights[name]).copy_(value)
+    state, owners = {}, [p for group in optimizer.param_groups for p in group["params"]]
+    for key, value in safetensors.torch.load_file(folder / part_of("optimizer", policy)).items():
         i, name = key.split(".")
+        owner = owners[int(i)]
+        if isinstance(owner, DTensor) and value.dim():
+            options = {"run_check": False, "shape": owner.shape, "stride": owner.stride()}
+            value = DTensor.from_local(value.to(owner.device), owner.device_mesh, owner.placements, **options)
         state.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     state = json.loads((folder / "state.json").read_text())
-    for name, size in state["sizes"].items():
+    for name, size in state["sizes"].items() if not rank() else ():
         os.truncate(out / name, size)
     return state["step"]
 
@@ -301,17 +517,21 @@ def check_vocabulary(source: str, model, tokenizer) -> None:
 
 @torch.no_grad()
 def load_policy(source: str, device: str, tokens: int):
-    """(causal language model that is to read `tokens` tokens, its tokenizer) from a folder or a Hub name."""
+    """(causal language model that is to read `tokens` tokens, its tokenizer) from a folder or a Hub name.
+
+    Under `accelerate launch --use_fsdp` its layers are sharded over all processes.
+    """
     tokenizer, what = load_tokenizer(source), "causal language model"
-    model = load_model(transformers.AutoModelForCausalLM, source, what, device, tokens)
+    fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP") and processes() > 1
+    model = load_model(transformers.AutoModelForCausalLM, source, what, "cpu" if fsdp else device, tokens)
     check_vocabulary(source, model, tokenizer)
-    ids = torch.tensor([[0, 0], [0, 1]], device=device)
+    ids = torch.tensor([[0, 0], [0, 1]], device=model.device)
     logits, states = model(ids).logits, model.base_model(ids).last_hidden_state
     if not torch.equal(*logits[:, 0]):
         fail(f"{source}: is no {what}: what it says of a token depends on the tokens after it")
     if not torch.allclose(logits, model.get_output_embeddings()(states), atol=1e-4):
         fail(f"{source}: its logits are scaled or capped behind its output layer, which the scripts do not do")
-    return model, tokenizer
+    return shard(model, device) if fsdp else model, tokenizer
 
 
 @contextmanager
@@ -320,7 +540,7 @@ def recomputing(model, enabled: bool):
 
     transformers does that in training mode alone; so the layers are in training mode, and the dropout inside them is not.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)] if enabled else []
+    layers = layers_of(model) if enabled else []
     if layers:  # transformers renames it on the way to version 6
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -574,7 +794,7 @@ def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transfo
     choose: (N, 1) tokens from (N, V) logits and (N, 1) uniforms. read: a cache of prompts, for its shapes. On a CPU the plain
     loop, which drops finished responses, is the faster one; a compiled model takes the Decoder there too.
     """
-    if model.device.type == "cpu" and model._compiled_call_impl is None:
+    if (model.device.type == "cpu" and model._compiled_call_impl is None) or sharded(model):
         return None
     layers = transformers.StaticCache(config=model.config, max_cache_len=1).layers
     fits = model._can_compile_fullgraph and not any(layer.is_sliding for layer in layers)

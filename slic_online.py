@@ -4,9 +4,6 @@ Its sibling slic_offline.py minimises the same loss in the same way, on pairs th
 Copy this file and common.py into a project of your own and change what you like: it is meant to be read, not imported.
 """
 
-import importlib.util
-import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +12,21 @@ from typing import Literal
 import torch
 import tyro
 from torch.utils.checkpoint import checkpoint
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common import (
-    LOGS,
     batch_order,
     begin_run,
     by_length,
     check_args,
     choose_folder,
+    clip_gradients,
     collate,
     decode,
     decoder_for,
     fail,
-    finished_folder,
+    finish_run,
+    gather,
     generator,
     load_checkpoint,
     load_evaluation,
@@ -38,11 +35,19 @@ from common import (
     load_policy,
     margin,
     mean_stderr,
+    open_log,
     pad,
+    parameter_groups,
     pick_device,
+    rank,
     recomputing,
+    rows_left,
     run_command,
     save_checkpoint,
+    save_policy,
+    save_responses,
+    share,
+    sum_gradients,
     wins,
 )
 
@@ -141,11 +146,11 @@ def sample(model, prompts, uniforms, tokenizer):
     if decoder := decoder_for(model, choose, uniforms.shape, ids.shape[1], cache):  # on a GPU: no Python between tokens
         tokens = decoder.write(cache, which, mask, uniforms, token, eos)
     else:  # a plain loop
-        rows, tokens = torch.arange(len(which), device=model.device), torch.full(uniforms.shape, eos, device=model.device)
+        rows, tokens = torch.arange(len(which), device=model.device), torch.full(uniforms.shape, -1, device=model.device)
         tokens[:, :1] = token
         cache.batch_select_indices(which)
         for t in range(1, uniforms.shape[1]):
-            going = (token != eos).nonzero()[:, 0]
+            going = rows_left(model, (tokens[rows] != eos).all(1))
             if not len(going):
                 break
             if len(going) < len(rows):  # what has ended costs no more
@@ -160,9 +165,10 @@ def sample(model, prompts, uniforms, tokenizer):
 
 def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
     """The same for any number of prompts, `width` of them at a time; random: the generator of their uniforms."""
-    uniforms = torch.rand(len(prompts), max_tokens, generator=random)
-    parts = [slice(i, i + width) for i in range(0, len(prompts), width)]
-    return [response for part in parts for response in sample(model, prompts[part], uniforms[part], tokenizer)]
+    own = share(len(prompts))
+    mine, uniforms = [prompts[i] for i in own], torch.rand(len(prompts), max_tokens, generator=random)[own]
+    parts = [slice(i, i + width) for i in range(0, len(own), width)]
+    return gather([y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)], len(prompts))
 
 
 def response_states(model, batch):
@@ -226,13 +232,13 @@ def kl_to_sft(policy, sft, batch):
 @torch.no_grad()
 def pair_margins(model, pairs, tokenizer, width):
     """(N,) log pi(chosen | x) - log pi(rejected | x) of N pairs, `width` sequences at a time."""
-    margins = []
-    for i in range(0, len(pairs), -(-width // 2)):
-        part = pairs[i : i + -(-width // 2)]
+    own, margins = share(len(pairs)), []
+    for i in range(0, len(own), -(-width // 2)):
+        part = [pairs[j] for j in own[i : i + -(-width // 2)]]
         both = [p["prompt"] for p in part] * 2, [p["chosen"] for p in part] + [p["rejected"] for p in part]
         chosen, rejected = sequence_logprob(model, collate(*both, tokenizer, model.device)).chunk(2)
-        margins.append(chosen - rejected)
-    return torch.cat(margins)
+        margins += (chosen - rejected).tolist()
+    return torch.tensor(gather(margins, len(pairs)), dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -243,15 +249,18 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
     responses = sample_in_parts(policy, prompts, args.max_response_tokens, random, tokenizer, width)
 
     kls, count = [], min(args.kl_prompts, evaluation.train)
-    for i in range(0, count, width):
-        part = slice(i, min(i + width, count))
-        kls.append(kl_to_sft(policy, reference, collate(prompts[part], responses[part], tokenizer, args.device)))
-    kl, kl_stderr = mean_stderr(torch.cat(kls), evaluation.texts[:count])
+    own = share(count)
+    for part in (own[i : i + width] for i in range(0, len(own), width)):
+        batch = collate([prompts[i] for i in part], [responses[i] for i in part], tokenizer, args.device)
+        kls += kl_to_sft(policy, reference, batch).tolist()
+    kl, kl_stderr = mean_stderr(torch.tensor(gather(kls, count)), evaluation.texts[:count])
     row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.opponent}, {}
     for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
         if judge is not None:
-            verdicts[name] = margin(judge, prompts, responses, evaluation.baseline, store_second=True)
+            own = share(len(prompts))
+            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.baseline))
+            verdicts[name] = torch.tensor(gather(margin(judge, *texts, store_second=True).tolist(), len(prompts)))
             for key, part in ((name, slice(evaluation.train)), (f"{name}_heldout", slice(evaluation.train, None))):
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
@@ -272,11 +281,9 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
 
 
 def main(args):
-    check_args(args)
     args.device = pick_device(args.device)
+    check_args(args)
     out = choose_folder(args, Path(__file__).stem)
-    if args.track and not importlib.util.find_spec("wandb"):
-        fail("--track needs Weights & Biases: pip install wandb")
 
     limits = args.max_prompt_tokens, args.max_response_tokens
     policy, tokenizer = load_policy(args.model, args.device, sum(limits))
@@ -292,43 +299,30 @@ def main(args):
     if args.compile:
         policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
     begin_run(args, out)
-    (out / "responses").mkdir(exist_ok=True)
     done = load_checkpoint(out, policy, optimizer)  # steps done before, 0 in a new run
-    if args.track:
-        import wandb
-
-        wandb.init(project="tandem", name=out.name, config=vars(args), sync_tensorboard=True)
-    writer = SummaryWriter(str(out), purge_step=done + 1)
-    files = {name: open(out / f"{name}.jsonl", "a", buffering=1) for name in LOGS}
-
-    def log(name, row):
-        files[name].write(json.dumps(row) + "\n")
-        for key, value in row.items():
-            if isinstance(value, (int, float)):
-                writer.add_scalar(f"{name}/{key}", value, row["step"])
+    log = open_log(args, out, done)
 
     def evaluate_and_save(step):
         row, responses = evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args)
         log("evals", row)
-        (out / "responses" / f"{step}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in responses))
+        save_responses(out, step, responses)
         if args.save_policies:
-            policy.save_pretrained(out / "policies" / str(step))
-            tokenizer.save_pretrained(out / "policies" / str(step))
+            save_policy(out / "policies" / str(step), policy, tokenizer)
         return {"kl": row["kl"], "win": row["win_rate"]}
 
     shown = {} if done else evaluate_and_save(0)
-    bar = tqdm(order[done:], desc=Path(__file__).stem, unit="step", initial=done, total=args.steps)
+    bar = tqdm(order[done:], desc=Path(__file__).stem, unit="step", initial=done, total=args.steps, disable=rank() > 0)
     for step, indices in enumerate(bar, start=done):
         # ---- a batch of pairs: sample two responses to each prompt from the policy as it is now, and ask the judge
-        clock = [time.perf_counter()]
-        prompts = [pairs[i]["prompt"] for i in indices]
-        uniforms = torch.rand(2 * len(prompts), args.max_response_tokens, generator=generator(args.seed, step, "sample"))
+        clock, own = [time.perf_counter()], [indices[i] for i in share(len(indices))]
+        prompts = [pairs[i]["prompt"] for i in own]
+        uniforms = torch.rand(2, len(indices), args.max_response_tokens, generator=generator(args.seed, step, "sample"))
         with autocast:
-            responses = sample(policy, prompts * 2, uniforms, tokenizer)
+            responses = sample(policy, prompts * 2, uniforms[:, share(len(indices))].flatten(0, 1), tokenizer)
         clock.append(time.perf_counter())
         first, second = responses[: len(prompts)], responses[len(prompts) :]
         margins = margin(proxy, prompts, first, second).tolist()
@@ -350,13 +344,15 @@ def main(args):
                     reference_chosen, reference_rejected = sequence_logprob(reference, batch).chunk(2)
             logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
             losses = preference_loss(*logprobs, args.beta)
-            (losses.sum() / len(prompts)).backward()
+            (losses.sum() / len(indices)).backward()
             parts.append(torch.stack([losses, *logprobs]).detach())
-        losses, policy_chosen, policy_rejected, reference_chosen, reference_rejected = torch.cat(parts, 1)
+        sum_gradients(policy)  # of all processes, where there are several
+        losses, *logprobs = torch.stack(gather(list(torch.cat(parts, 1).T.cpu()), len(indices)), 1)
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected = logprobs
         loss = losses.mean()
 
         # ---- one step of AdamW
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm or float("inf"))
+        grad_norm = clip_gradients(policy, args.max_grad_norm or float("inf"))
         if not (loss.isfinite() and grad_norm.isfinite()):
             rows = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
             fail(f"{rows}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
@@ -374,7 +370,7 @@ def main(args):
             "rewards/accuracies": wins(rewards_chosen - rewards_rejected).mean().item(),
             "logps/chosen": policy_chosen.mean().item(),
             "logps/rejected": policy_rejected.mean().item(),
-            "ties": sum(m == 0 for m in margins) / len(margins),
+            "ties": sum(m == 0 for m in gather(margins, len(indices))) / len(indices),
             "learning_rate": args.learning_rate,
             "grad_norm": grad_norm.item(),
         }
@@ -382,7 +378,9 @@ def main(args):
         log("metrics", metrics)
         names = ("time/sample", "time/label", "time/train")
         seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
-        speed = {"tokens_per_second": sum(map(len, chosen + rejected)) / (clock[-1] - clock[0])}
+        speed = {
+            "tokens_per_second": sum(gather(list(map(len, chosen + rejected)), 2 * len(indices))) / (clock[-1] - clock[0])
+        }
         memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
@@ -390,12 +388,7 @@ def main(args):
             save_checkpoint(out, step + 1, policy, optimizer)
         bar.set_postfix({"loss": metrics["loss"], **shown}, refresh=False)
 
-    with finished_folder(out / "policy") as folder:
-        policy.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    shutil.rmtree(out / "checkpoint")
-    writer.close()
-    print(f"wrote {out}")
+    finish_run(out, policy, tokenizer, log)
 
 
 if __name__ == "__main__":
