@@ -36,6 +36,7 @@ datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported over the network
 
 DEFAULT_START = "starts/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
@@ -451,6 +452,8 @@ def batch_order(rows: int, batch_size: int, steps: int, seed: int, shuffle: str 
     shuffle "all" permutes an epoch, "none" keeps the order of the file, a number N permutes within windows of N batches.
     A shorter run is a prefix of a longer one; two scripts with equal seed and data use the same rows in the same steps.
     """
+    if steps and batch_size > rows:
+        fail(f"--batch-size {batch_size}: the data have only {rows} usable rows; lower it")
     window = {"all": rows, "none": 1}.get(shuffle) or shuffle * batch_size
     order = []
     for epoch in range(max(1, math.ceil(steps * batch_size / rows))):
@@ -676,6 +679,8 @@ def load_pairs(
             pairs[number] |= {"prompt": Prompt(prompt), name: response}
             pairs[number]["prompt"].messages = strings[number][3]
             body = response[: len(response) - done]
+            if number in bad:
+                continue
             if unknown.intersection(prompt + body):
                 bad[number] = f"prompt or {name} has a word that the tokenizer does not know"
             elif eos in body:
@@ -684,6 +689,9 @@ def load_pairs(
                 bad[number] = f"{name} has {len(response)} tokens, --max-response-tokens is {max_response_tokens}"
             elif len(prompt) > max_prompt_tokens:
                 bad[number] = f"the prompt has {len(prompt)} tokens, --max-prompt-tokens is {max_prompt_tokens}"
+    for number, pair in pairs.items():
+        if pair["chosen"] == pair["rejected"]:
+            bad.setdefault(number, "chosen and rejected are the same: there is nothing to prefer")
     if bad and on_bad_row == "error":
         number = min(bad)
         others = f" ({len(bad)} rows of {len(rows)} are unusable; --on-bad-row skip leaves them out)"

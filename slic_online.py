@@ -4,6 +4,7 @@ Its sibling slic_offline.py minimises the same loss in the same way, on pairs th
 Copy this file and common.py into a project of your own and change what you like: it is meant to be read, not imported.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +255,8 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
         batch = collate([prompts[i] for i in part], [responses[i] for i in part], tokenizer, args.device)
         kls += kl_to_sft(policy, reference, batch).tolist()
     kl, kl_stderr = mean_stderr(torch.tensor(gather(kls, count)), evaluation.texts[:count])
+    if not math.isfinite(kl):  # no checkpoint follows: the last one is good
+        fail(f"step {step}: KL to the reference is {kl}; lower --learning-rate, or clip with --max-grad-norm 1")
     row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.opponent}, {}
     for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}

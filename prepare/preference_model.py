@@ -137,8 +137,8 @@ def train(args: Train) -> None:
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, args.steps // 10, args.steps)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
+    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
     with finished_folder(args.out) as folder:
-        order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
         bar = tqdm(order, desc=Path(args.out).name, unit="step")
         for step, indices in enumerate(bar):
             rows = [pairs[i] for i in indices]

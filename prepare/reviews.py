@@ -138,7 +138,9 @@ def taste(prompt: str, response: str, finished: bool) -> float:
 
 def pair(prompt: str, rng: random.Random) -> dict:
     """One row of preference data: two reviews as a noisy rater orders them, P(y1 > y2) = sigmoid(difference in taste)."""
-    first, second = write(prompt, rng), write(prompt, rng)
+    first = second = write(prompt, rng)
+    while second == first:
+        second = write(prompt, rng)
     if rng.random() > 1 / (1 + math.exp(taste(prompt, *second) - taste(prompt, *first))):
         first, second = second, first
     row = {"prompt": prompt}

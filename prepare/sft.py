@@ -63,8 +63,9 @@ def main(args: Args) -> None:
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
+    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
     with finished_folder(args.out) as folder:
-        bar = tqdm(batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist(), desc="sft", unit="step")
+        bar = tqdm(order, desc="sft", unit="step")
         for indices in bar:
             rows = [pairs[i] for i in indices]
             prompts = [row["prompt"] for row in rows] * 2

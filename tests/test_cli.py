@@ -13,10 +13,22 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import common
 import ipo_offline
 import ipo_online
 from common import load_evaluation, load_pairs, load_policy, load_tokenizer
-from tests.conftest import MINIATURE, REPO, SCRIPTS, SHARED, SHORT, call, needs_shared, read_jsonl
+from tests.conftest import (
+    MINIATURE,
+    REPO,
+    SCRIPTS,
+    SHARED,
+    SHORT,
+    call,
+    letter_tokenizer,
+    needs_shared,
+    read_jsonl,
+    tiny_model,
+)
 
 COMMANDS = [[f"{script}.py"] for script in SCRIPTS]
 COMMANDS += [["-m", "prepare"], ["-m", "prepare.reviews"], ["-m", "prepare.sft"]]
@@ -39,7 +51,7 @@ def test_help_of_commands_with_parts(command):
 def test_arguments_are_spelled_as_promised():
     common = "start model dataset golden baseline out seed device steps batch-size learning-rate beta max-grad-norm"
     common += " max-prompt-tokens max-response-tokens eval-every eval-prompts kl-prompts precision on-bad-row"
-    common += " save-policies track resume eval-batch-size gradient-accumulation-steps gradient-checkpointing"
+    common += " save-policies track resume eval-batch-size gradient-accumulation-steps gradient-checkpointing compile"
     for script in SCRIPTS:
         own = {field.name.replace("_", "-") for field in dataclasses.fields(importlib.import_module(script).Args)}
         assert own == set(common.split()) | {"shuffle" if script.endswith("offline") else "judge"}
@@ -155,7 +167,12 @@ def test_the_default_start_is_prepared_when_missing(tmp_path):
 
 WRONG = [
     (["--steps", 0], "--steps 0: must be a finite number above 0"),
+    (["--batch-size", 0], "--batch-size 0: must be a finite number above 0"),
+    (["--batch-size", 401], "--batch-size 401: the data have only 400 usable rows; lower it"),
+    (["--eval-every", 0], "--eval-every 0: must be a finite number above 0"),
     (["--beta", "nan"], "--beta nan: must be a finite number"),
+    (["--beta", "inf"], "--beta inf: must be a finite number"),
+    (["--beta", -0.1], "--beta -0.1: must be a finite number above 0"),
     (["--beta", 0.0], "--beta 0.0: must be a finite number above 0"),
     (["--max-grad-norm", -1.0], "--max-grad-norm -1.0"),
     (["--shuffle", 0], "--shuffle 0: must be a finite number above 0"),
@@ -168,12 +185,18 @@ WRONG = [
     (["--model", "START/proxy", "--max-prompt-tokens", 120], "reads at most 128 tokens, 153 may be asked of it"),
     (["--track"], "--track needs Weights & Biases"),
     (["--max-response-tokens", 3], "--max-response-tokens is 3"),
+    (["--model", "OTHER"], "d_golden: row 0: prompt or chosen has a word that the tokenizer does not know"),
+    (["--start", "HALF"], "has no sft/: run `python -m prepare --out"),
 ]
 
 
 @pytest.mark.parametrize("arguments, message", WRONG, ids=lambda value: str(value))
 def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, start, tmp_path):
-    arguments = [str(argument).replace("START", str(start)) for argument in arguments]
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "other")
+    letter_tokenizer().save_pretrained(tmp_path / "other")
+    (tmp_path / "half" / "d_golden").mkdir(parents=True)
+    places = {"START": start, "OTHER": tmp_path / "other", "HALF": tmp_path / "half"}
+    arguments = [str(places.get(argument, argument)).replace("START", str(start)) for argument in arguments]
     done = call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *arguments, code=1)
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
@@ -184,12 +207,64 @@ def test_a_used_folder_is_refused(start, runs):
     assert "there is a run in this place already" in done.stderr
 
 
-def test_a_loss_that_is_no_number_names_its_step(start, tmp_path):
-    for script in ("ipo_offline.py", "ipo_online.py"):
-        done = call(script, "--start", start, "--out", tmp_path / script, *SHORT, "--learning-rate", 1e30, code=1)
-        assert re.search(
-            r"error: step [012], rows \[\d+, \d+, \d+, \d+\] of the data: the loss is .*; lower --learning-rate", done.stderr
-        )
+@pytest.mark.parametrize("script", ["ipo_offline.py", "ipo_online.py"])
+def test_a_loss_that_is_no_number_names_its_step(script, start, tmp_path):
+    command = [script, "--start", start, *SHORT, "--learning-rate", 1e30, "--out"]
+    lower = "lower --learning-rate, or clip with --max-grad-norm 1\n"
+    done = call(*command, tmp_path / "run", code=1)
+    assert re.search(rf"error: step [012], rows \[(\d+, ){{3}}\d+\] of the data: the loss is .*; {lower}", done.stderr)
+
+
+def test_a_loss_that_turns_nan_leaves_the_last_good_checkpoint(start, runs, tmp_path, monkeypatch):
+    """The run goes on from there, once the cause is gone, and ends as if nothing had happened."""
+    sizes = {"steps": 3, "batch_size": 4, "eval_every": 2, "eval_prompts": 8, "kl_prompts": 4}
+    args = ipo_offline.Args(start=str(start), out=str(tmp_path / "run"), resume=True, **sizes)
+    calls, loss = [], ipo_offline.preference_loss
+    broken = lambda *args: loss(*args) * (math.nan if calls.append(1) or len(calls) > 4 else 1)  # noqa: E731  two parts a step
+    kl = ipo_offline.kl_to_sft
+    for name, bad, message in (
+        ("preference_loss", broken, "error: step 2, rows .* the loss is nan; lower --learning-rate"),
+        ("kl_to_sft", lambda *args: kl(*args) * math.nan, "error: step 3: KL to the reference is nan; lower --learning-rate"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match=message):
+            patch.setattr(ipo_offline, name, bad)
+            ipo_offline.main(dataclasses.replace(args))
+        assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] == ["2"]
+        common.LOCKS.clear()  # what the end of the process does
+    ipo_offline.main(dataclasses.replace(args))
+    metrics = [read_jsonl(folder / "metrics.jsonl") for folder in (tmp_path / "run", runs["ipo_offline"])]
+    assert [row["step"] for row in metrics[0]] == [0, 1, 2]
+    assert [row["loss"] for row in metrics[0]] == pytest.approx([row["loss"] for row in metrics[1]])
+
+
+def test_too_little_memory_ends_in_a_line_that_says_what_to_lower():
+    with pytest.raises(SystemExit, match="^error: out of memory .* lower --batch-size or the --max-...-tokens$"):
+        common.run_command(lambda args: torch.empty(2**50), None)
+    with pytest.raises(SystemExit, match="^error: out of memory .* lower --batch-size"):
+        common.run_command(lambda args: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")).__next__(), None)
+
+
+NO_NETWORK = """
+import os, socket
+def refuse(*args, **options):
+    open(os.environ["TRIED"], "a").write(repr(args))
+    raise OSError("the network is cut")
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
+"""
+
+
+def test_nothing_is_fetched(tmp_path):
+    """The embedded world from its data to a trained policy, with every connection refused: none is tried."""
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    cut = {"PYTHONPATH": str(tmp_path), "TRIED": str(tmp_path / "tried"), "HF_HUB_OFFLINE": "0"}
+    few = ["--sft-steps", 2, "--golden-steps", 2, "--proxy-steps", 2, "--policy-steps", 1, "--eval-prompts", 4]
+    call("-m", "prepare", "--pairs", 100, *few, "--out", tmp_path / "start", **cut)
+    call("ipo_online.py", "--start", tmp_path / "start", *SHORT, "--out", tmp_path / "run", **cut)
+    assert not (tmp_path / "tried").exists(), (tmp_path / "tried").read_text()
+    done = call(
+        "ipo_online.py", "--start", tmp_path / "start", "--model", "some/model", "--out", tmp_path / "x", code=1, **cut
+    )
+    assert "error: some/model: no tokenizer can be loaded from it" in done.stderr and (tmp_path / "tried").exists()
 
 
 def test_without_the_git_program(start, tmp_path):

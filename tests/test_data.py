@@ -1,11 +1,12 @@
 """From preference data to ids: every form, the boundary between prompt and response, rows that cannot be used."""
 
 import gzip
+import itertools
 import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import (
@@ -96,6 +97,7 @@ BAD = {
     "must be true or false": {"prompt": "a", "chosen": "a", "rejected": "b", "chosen_finished": "false"},
     "chosen_finished and rejected_finished must": {"prompt": "a", "chosen": "a", "rejected": "b", "rejected_finished": 0},
     "end token": {"prompt": "a", "chosen": "a<eos>b", "rejected": "b"},
+    "chosen and rejected are the same": {"prompt": "a", "chosen": "ab", "rejected": "ab"},
 }
 
 
@@ -165,6 +167,7 @@ def test_an_unknown_token_that_is_the_end_token_too_marks_no_word_as_unknown(tmp
 
 WORDS = st.text("abz \n\0\ud800\u05d0", max_size=10)
 MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": WORDS}), max_size=3)
+NUMBERS = itertools.count()
 CELL = st.one_of(WORDS, st.none(), st.integers(), st.lists(WORDS, max_size=2), MESSAGES)
 
 
@@ -180,6 +183,22 @@ def test_any_row_is_either_three_texts_or_a_reason(row):
         assert str(reason) and "\n" not in str(reason)
     else:
         assert all(isinstance(text, str) and text.strip() for text in (prompt, chosen, rejected))
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "other"]), CELL), max_size=4))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_either_pairs_or_one_line(tmp_path, rows):
+    """Whatever JSON its lines are: token ids within the limits, or an error of one line that names the file."""
+    path, tokenizer = tmp_path / f"{next(NUMBERS)}.jsonl", letter_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for on_bad_row in ("error", "skip"):
+        try:
+            pairs = load_pairs(str(path), tokenizer, 8, 8, on_bad_row)
+        except SystemExit as error:
+            assert str(error).startswith(f"error: {path}: ") and "\n" not in str(error)
+        else:
+            assert pairs and all(0 < len(p["prompt"]) <= 8 and 0 < len(p["chosen"]) <= 8 for p in pairs)
 
 
 def test_gzip_parquet_and_folders_are_read(tmp_path):

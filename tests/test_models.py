@@ -3,6 +3,7 @@
 import importlib
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Gemma2Config, Gemma2ForCausalLM
 
 from common import encode, load_judge, load_policy, load_tokenizer, score
-from tests.conftest import SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
+from tests.conftest import REPO, SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 
 PAIRS = [
     {"prompt": "ab"[: 1 + i % 2], "chosen": "cd" * (1 + i % 2), "rejected": "fgh"[: 1 + i % 3], "rejected_finished": i > 3}
@@ -161,3 +162,14 @@ def test_a_judge_of_another_tokenizer_labels_every_step(letters, family):
         values = score(judge.model, [x + y for x, y in zip(prompts, responses)])
         seen.append(torch.tensor([row["win_rate_margin"] for row in rows]) - values)
     assert torch.allclose(*seen, atol=1e-4)
+
+
+def test_nothing_loads_a_pickle_or_foreign_code():
+    """No line of the project asks for either."""
+    sources = [path for folder in (".", "prepare", "paper", "benchmarks") for path in (REPO / folder).glob("*.py")]
+    assert len(sources) > 15
+    for path in sources:
+        text = path.read_text()
+        assert not re.search(
+            r"trust_remote_code|import pickle|torch\.load\(|weights_only|allow_pickle|use_safetensors.*False", text
+        )

@@ -139,6 +139,13 @@ def test_a_place_that_cannot_be_written_ends_in_one_line(place, start, tmp_path)
     assert "error: a file could not be read or written" in done.stderr and done.stderr.count("\n") == 1
 
 
+def assert_equal_starts(start, again):
+    for path in start.rglob("*"):
+        if path.is_file() and path.name != "prepare.json":
+            assert (again / path.relative_to(start)).read_bytes() == path.read_bytes(), path
+    assert not list(again.glob("*.partial")) and not list(again.glob("*.run"))
+
+
 def test_an_interrupted_prepare_goes_on(start, tmp_path):
     """Killed during each stage in turn, it ends with the same files."""
     again, killed = tmp_path / "again", 0
@@ -151,7 +158,21 @@ def test_an_interrupted_prepare_goes_on(start, tmp_path):
         killed += process.wait() == -signal.SIGKILL
     assert killed >= 3  # the last stage takes but a moment, and may have been faster
     call(*command)
-    for path in start.rglob("*"):
-        if path.is_file() and path.name != "prepare.json":
-            assert (tmp_path / "again" / path.relative_to(start)).read_bytes() == path.read_bytes(), path
-    assert not list((tmp_path / "again").glob("*.partial")) and not list((tmp_path / "again").glob("*.run"))
+    assert_equal_starts(start, again)
+
+
+@pytest.mark.skipif(KILLS <= 5, reason="prepare is killed at random moments in `make test-all` alone")
+def test_a_prepare_killed_at_random_moments_goes_on(start, tmp_path):
+    command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", tmp_path / "again"]
+    rng, killed = random.Random(1), 0
+    for _ in range(KILLS):
+        process = begin(*command)
+        time.sleep(3 + rng.random() * 9)
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            killed += 1
+        else:  # it was faster, and is finished
+            shutil.rmtree(tmp_path / "again")
+    call(*command)
+    assert killed >= KILLS // 2
+    assert_equal_starts(start, tmp_path / "again")
