@@ -910,9 +910,11 @@ def margin(judge: Judge, prompts: list, first: list, second: list, store_second:
 
 
 def score_all(judge: Judge, sequences: list[list[int]]) -> dict[tuple, float]:
-    """{sequence: its score, or the probability that the first response is better}, scored by length, 64 at a time."""
+    """{sequence: its score, or the probability that the first response is better}, short ones first."""
     distinct = sorted({tuple(s) for s in sequences}, key=lambda s: (len(s), s))
-    values = torch.cat([score(judge.model, list(map(list, distinct[i : i + 64]))) for i in range(0, len(distinct), 64)])
+    size = 32 if judge.model.device.type == "cpu" else 128  # at a time; what fits a CPU's cache is computed faster
+    parts = [list(map(list, distinct[i : i + size])) for i in range(0, len(distinct), size)]
+    values = torch.cat([score(judge.model, part) for part in parts])
     return dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
 
 

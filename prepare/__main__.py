@@ -82,7 +82,7 @@ class Args:
     preference_learning_rate: float = 1e-3
     """highest learning rate of both preference models"""
     policy_steps: int = 200
-    """gradient steps of the golden policy"""
+    """gradient steps of the golden policy, the opponent in win rates; they decide where parity lies (paper: as the runs')"""
     policy_learning_rate: float = ipo_online.Args.learning_rate
     """its learning rate"""
     eval_prompts: int = 2048
@@ -129,7 +129,12 @@ def make_golden_policy(args: Args) -> None:
         prompts = list({pair["text"]: pair["prompt"] for pair in pairs}.items())
         random.Random(args.seed).shuffle(prompts)
         texts, prompts = zip(*prompts[: args.eval_prompts])
-        drawing = args.max_response_tokens, generator(args.seed, split, "golden policy"), tokenizer, 2 * args.batch_size
+        drawing = (
+            args.max_response_tokens,
+            generator(args.seed, split, "golden policy"),
+            tokenizer,
+            ipo_online.Args.eval_batch_size,
+        )
         samples = decode(tokenizer, prompts, ipo_online.sample_in_parts(policy, prompts, *drawing))
         for text, prompt, response, finished in zip(texts, prompts, *samples):
             row = {"split": split, "prompt": text, "messages": prompt.messages, "response": response, "finished": finished}
