@@ -352,6 +352,18 @@ def save_responses(out: Path, step: int, rows: list[dict]) -> None:
         (out / "responses" / f"{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+STREAM = "stream/train.jsonl"
+
+
+def save_stream(out: Path, pairs: list[tuple]) -> None:
+    """Append pairs, (prompt, chosen, rejected, margin), to the run's stream as ids: text would not always give them back."""
+    if not rank():
+        (out / STREAM).parent.mkdir(exist_ok=True)
+        with open(out / STREAM, "a") as file:
+            columns = ("prompt_ids", "chosen_ids", "rejected_ids", "margin")
+            file.writelines(json.dumps(dict(zip(columns, pair))) + "\n" for pair in pairs)
+
+
 def save_policy(path: Path, policy, tokenizer) -> None:
     """A folder that transformers can load, whole when it appears under its name; an older one is replaced."""
     weights = policy.state_dict()
@@ -395,7 +407,8 @@ def save_checkpoint(out: Path, step: int, policy, optimizer) -> None:
         safetensors.torch.save_file(tensors, aside / part_of("optimizer", policy))
     wait()
     if not rank():
-        sizes = {f"{name}.jsonl": Path(out, f"{name}.jsonl").stat().st_size for name in LOGS}
+        files = [name for name in (*(f"{name}.jsonl" for name in LOGS), STREAM) if (out / name).exists()]
+        sizes = {name: (out / name).stat().st_size for name in files}
         (aside / "state.json").write_text(json.dumps({"step": step, "sizes": sizes}))
         aside.rename(folder)
         for other in folder.parent.iterdir():
@@ -413,8 +426,8 @@ def load_checkpoint(out: Path, policy, optimizer) -> int:
     """Load the last complete checkpoint and cut the run's files back to it; returns its step, 0 where there is none."""
     done = [folder for folder in out.glob("checkpoint/*") if folder.name.isdigit()]
     if not done:
-        for name in LOGS if not rank() else ():
-            Path(out, f"{name}.jsonl").unlink(missing_ok=True)
+        for name in (*(f"{name}.jsonl" for name in LOGS), STREAM) if not rank() else ():
+            (out / name).unlink(missing_ok=True)
         return 0
     folder = max(done, key=lambda folder: int(folder.name))
     if not (folder / part_of("policy", policy)).exists():
@@ -658,10 +671,14 @@ def load_pairs(
 ) -> list[dict]:
     """Preference pairs: {prompt, chosen, rejected} as ids, `text` the prompt as a string, `row` its number, `margin`.
 
+    The stream of an online run (--save-stream) has ids already: they are used as they are, ties and all.
+
     A row that cannot be used as it is ends the program with its number (counted from 0) and what is wrong with it, or,
     with on_bad_row "skip", is left out and counted in a line. Nothing is ever cut to fit.
     """
     rows, strings, bad = load_rows(source, split), {}, {}
+    if rows and "chosen_ids" in rows[0]:
+        return load_stream(source, rows, tokenizer, max_prompt_tokens, max_response_tokens)
     for number, row in enumerate(rows):
         try:
             strings[number] = row_strings(row, tokenizer)
@@ -702,6 +719,22 @@ def load_pairs(
         print(f"{source}: {alone} responses encoded alone, their prompt's tokens change when a response follows")
     pairs = [pairs[number] for number in strings if number not in bad]
     return pairs or fail(f"{source}: no usable row")
+
+
+def load_stream(source: str, rows: list[dict], tokenizer, max_prompt_tokens: int, max_response_tokens: int) -> list[dict]:
+    """Preference pairs from a stream's ids; one that does not fit ends the program, since order and number are the point."""
+    pairs, vocabulary = [], len(tokenizer)
+    for number, row in enumerate(rows):
+        prompt, chosen, rejected = (row[f"{name}_ids"] for name in ("prompt", "chosen", "rejected"))
+        if max(prompt + chosen + rejected) >= vocabulary:
+            fail(f"{source}: row {number}: has ids beyond the tokenizer's {vocabulary} tokens; it is another model's stream")
+        if len(prompt) > max_prompt_tokens or max(len(chosen), len(rejected)) > max_response_tokens:
+            fail(f"{source}: row {number}: is longer than --max-prompt-tokens or --max-response-tokens; take those of its run")
+        pair = {"prompt": Prompt(prompt), "chosen": chosen, "rejected": rejected}
+        pairs.append({"row": number, **pair, "margin": row["margin"]})
+    for pair, text in zip(pairs, tokenizer.batch_decode([pair["prompt"] for pair in pairs])):
+        pair["text"] = text
+    return pairs
 
 
 def pad(sequences: list[list[int]], tokenizer, device: str, side: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -47,6 +47,7 @@ from common import (
     save_checkpoint,
     save_policy,
     save_responses,
+    save_stream,
     share,
     sum_gradients,
     wins,
@@ -118,6 +119,8 @@ class Args:
     """sequences that an evaluation samples and scores at a time"""
     save_policies: bool = False
     """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
+    save_stream: bool = False
+    """keep every pair that was trained on, as ids in their order, in stream/: a data set for the offline scripts"""
     track: bool = False
     """log to Weights & Biases too (needs `pip install wandb`)"""
 
@@ -332,6 +335,8 @@ def main(args):
         chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
         rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
         clock.append(time.perf_counter())
+        if args.save_stream:
+            save_stream(out, gather(list(zip(prompts, chosen, rejected, margins)), len(indices)))
 
         # ---- the gradient, a part of the batch at a time
         optimizer.zero_grad()

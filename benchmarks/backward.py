@@ -2,6 +2,7 @@
 
     python benchmarks/backward.py                         # on a GPU: 256 sequences of 256 tokens, SmolLM2-135M's shape
     python benchmarks/backward.py --rows 16 --tokens 128 --precision fp32                             # what a CPU can do
+    python benchmarks/backward.py --count --shape pythia-410m       # nothing but what a pass keeps, counted on the CPU
 
 Neither accumulated nor checkpointed; policy, reference and judge are resident. Naive means logits of all positions in fp32,
 as a model returns them, and one log-softmax. Both responses of a pair count as sequences; half of each is prompt. Every side
@@ -24,7 +25,7 @@ from typing import Literal
 
 import torch
 import tyro
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -35,6 +36,10 @@ from ipo_online import preference_loss, sequence_logprob  # noqa: E402
 
 @dataclass
 class Args:
+    shape: Literal["smollm2-135m", "pythia-410m"] = "smollm2-135m"
+    """whose shape the models have; weights are random"""
+    count: bool = False
+    """count the bytes that autograd keeps for the backward pass, for each token and layer, instead of measuring"""
     rows: int = 256
     """sequences, two for each pair"""
     tokens: int = 256
@@ -47,6 +52,41 @@ class Args:
     """cpu, cuda ... (auto: cuda where there is one)"""
     side: Literal["ours", "naive"] | None = None
     """measure this side alone, in this process"""
+
+
+def config_of(shape: str):
+    if shape == "pythia-410m":
+        sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+        return GPTNeoXConfig(vocab_size=50304, rotary_pct=0.25, **sizes)
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    return LlamaConfig(vocab_size=49152, intermediate_size=1536, tie_word_embeddings=True, **sizes)
+
+
+def count(args: Args) -> None:
+    """Print how many bytes a layer keeps for a token until the backward pass, weights and their casts not counted."""
+    kept, tokens = [], 512
+    for layers in (1, 2):
+        config = config_of(args.shape)
+        config.num_hidden_layers = layers
+        model = AutoModelForCausalLM.from_config(config).eval()
+        ids = torch.randint(0, config.vocab_size, (2, tokens // 2))
+        batch = Batch(ids, (torch.arange(tokens // 2) >= tokens // 4).expand_as(ids))
+        weights = {tuple(sorted(p.shape)) for p in model.parameters()}
+        storages = {}
+
+        def keep(x, weights=weights, storages=storages):
+            if tuple(sorted(x.shape)) not in weights:
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage()  # held, so that no address comes twice
+            return x
+
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast:
+            sequence_logprob(model, batch)
+        kept.append(sum(storage.nbytes() for storage in storages.values()))
+    each, layers = (kept[1] - kept[0]) / tokens, config_of(args.shape).num_hidden_layers
+    whole = each * layers * args.rows * args.tokens
+    print(f"{args.shape}, {args.precision}: {each / 1e3:.1f} kB a token and layer, {layers} layers; ", end="")
+    print(f"{args.rows} x {args.tokens} tokens keep {whole / 1e9:.1f} GB")
 
 
 def naive(model, batch: Batch) -> torch.Tensor:
@@ -72,8 +112,7 @@ def measure(args: Args) -> dict:
     """Seconds of each pass, peak memory in bytes, and the share of the arithmetic that the device can do."""
     device = pick_device(args.device)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-    config = LlamaConfig(vocab_size=49152, intermediate_size=1536, tie_word_embeddings=True, **sizes)
+    config = config_of(args.shape)
     policy, reference = (AutoModelForCausalLM.from_config(config).to(device).eval() for _ in range(2))
     judge = AutoModelForSequenceClassification.from_config(config).to(device)
     for model in (reference, judge):
@@ -109,6 +148,8 @@ def measure(args: Args) -> dict:
 
 
 def main(args: Args) -> None:
+    if args.count:
+        return count(args)
     if args.side:
         return print(json.dumps(measure(args)))
     results = {}

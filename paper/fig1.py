@@ -149,6 +149,19 @@ def compare(online: Curve, pools: dict[str, list[Curve]]) -> list[list[str]]:
     return rows
 
 
+def print_tables(title: str, online: Curve, pools: dict[str, list[Curve]]) -> None:
+    """A table for each judge, who chooses and whose verdict stands first."""
+    for first, judge in enumerate(online.judges):
+        heading = f"{title}, chosen and judged by {judge}: mean ± standard error over prompts"
+        table = Table(title=heading, box=box.MARKDOWN)
+        for name in ("win rate", *(f"at {k} nat{'s' * (k > 1)}" for k in NATS), "at the peak (its KL)"):
+            table.add_column(name, no_wrap=True)
+        views = {name: [curve.judged_by(first) for curve in curves] for name, curves in pools.items()}
+        for row in compare(online.judged_by(first), views):
+            table.add_row(*row)
+        Console(width=500, soft_wrap=True).print(table)
+
+
 def pools_of(curves: list[Curve], short: int) -> dict[str, list[Curve]]:
     """The offline pool as a whole, and the parts of it that are shown alone."""
     pools = {"offline pool": curves, "offline pool, 1x steps": [curve.until(short) for curve in curves]}
@@ -195,14 +208,4 @@ def main(args: Args) -> None:
     results = [(seed, load_whole(online), [load_whole(run) for run in pool]) for seed, (online, pool) in grids.items()]
     draw(args.loss, results, args.out.replace("{loss}", args.loss))
     for seed, online, pool in results:
-        pools = pools_of(pool, online.run.steps)
-        for first in range(len(online.judges)):
-            judge = online.judges[first]
-            title = f"{NAMES[args.loss]}, seed {seed}, chosen and judged by {judge}: mean ± standard error over prompts"
-            table = Table(title=title, box=box.MARKDOWN)
-            for name in ("win rate", *(f"at {k} nat{'s' * (k > 1)}" for k in NATS), "at the peak (its KL)"):
-                table.add_column(name, no_wrap=True)
-            views = {name: [curve.judged_by(first) for curve in curves] for name, curves in pools.items()}
-            for row in compare(online.judged_by(first), views):
-                table.add_row(*row)
-            Console(width=500, soft_wrap=True).print(table)
+        print_tables(f"{NAMES[args.loss]}, seed {seed}", online, pools_of(pool, online.run.steps))

@@ -23,7 +23,7 @@ from common import FREE, fail, wins
 from paper.frontier import load_run, rule_wins, train_rows
 
 # Seconds on one core of a 2.3 GHz Xeon for the embedded world, roughly: what --list estimates with.
-SECONDS = {"offline": 0.062, "online": 0.133, "evaluation": 2.2, "start-up": 8, "prepare": 230}
+SECONDS = {"offline": 0.035, "online": 0.07, "evaluation": 1.2, "start-up": 7, "prepare": 140}
 
 
 @cache
@@ -59,7 +59,8 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """The same as words of a command line."""
-        return [word for name, value in self.told.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
+        flags = {f"--{name.replace('_', '-')}": value for name, value in self.told.items()}
+        return [word for flag, value in flags.items() for word in ([flag] if value is True else [flag, f"{value}"])]
 
     @property
     def folder(self) -> Path:
@@ -69,7 +70,7 @@ class Run:
         code = [code_of(inspect.getsource(part)) for part in (module, common)]
         key = json.dumps([arguments, code, contents_of(self.start)])
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-        options = "".join(f"__{name}={value}" for name, value in self.options.items())
+        options = "".join(f"__{name}={Path(str(value)).name}" for name, value in self.options.items())
         return Path(self.root, Path(self.start).name, f"{self.script}{options}__steps={self.steps}__{digest}")
 
     @property
@@ -137,7 +138,7 @@ def show(runs: list[Run]) -> None:
         table.add_column(name, no_wrap=True)
     for run in runs:
         options = {"steps": run.steps, **run.options}
-        arguments = " ".join(f"{name}={value}" for name, value in options.items())
+        arguments = " ".join(f"{name}={Path(str(value)).name}" for name, value in options.items())
         table.add_row(run.script, run.start, arguments, "yes" if run.folder.exists() else "", f"{run.seconds / 60:.1f}")
     Console(width=150, soft_wrap=True).print(table)
     starts, todo = missing_starts(runs), pending(runs)

@@ -27,7 +27,7 @@ REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TANDEM_SHARED", REPO.parent / "shared"))  # real models and data, not part of the repository
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real models and data at {SHARED}")
 LETTERS = "abcdefgh"
-SCRIPTS = sorted(path.stem for path in REPO.glob("*_o*line.py"))
+SCRIPTS = sorted(path.stem for path in REPO.glob("*_*.py") if path.stem.split("_")[1] in ("offline", "online", "hybrid"))
 
 torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 

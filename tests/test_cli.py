@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 import torch
+import tyro
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import common
@@ -31,9 +32,9 @@ from tests.conftest import (
 )
 
 COMMANDS = [[f"{script}.py"] for script in SCRIPTS]
-COMMANDS += [["-m", "prepare"], ["-m", "prepare.reviews"], ["-m", "prepare.sft"]]
+COMMANDS += [["-m", "prepare"], ["-m", "prepare.reviews"], ["-m", "prepare.sft"], ["-m", "prepare.pairs"]]
 COMMANDS += [["-m", "prepare.preference_model", "train"], ["-m", "prepare.preference_model", "relabel"]]
-COMMANDS += [["-m", "paper", "fig1"], ["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
+COMMANDS += [["-m", "paper", "fig1"], ["-m", "paper", "fig13"], ["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -54,7 +55,8 @@ def test_arguments_are_spelled_as_promised():
     common += " save-policies track resume eval-batch-size gradient-accumulation-steps gradient-checkpointing compile"
     for script in SCRIPTS:
         own = {field.name.replace("_", "-") for field in dataclasses.fields(importlib.import_module(script).Args)}
-        assert own == set(common.split()) | {"shuffle" if script.endswith("offline") else "judge"}
+        side = {"shuffle"} if script.endswith("offline") else {"judge", "save-stream"}
+        assert own == set(common.split()) | side | ({"offline-share"} if script.endswith("hybrid") else set())
 
 
 def test_a_start_holds_every_role(start):
@@ -92,7 +94,8 @@ def test_what_a_run_leaves_behind(script, runs):
     assert args["script"] == script and args["steps"] == 3 and args["torch"] == torch.__version__
     metrics = read_jsonl(folder / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [0, 1, 2]
-    at_the_start = {"ipo": 1 / (4 * args["beta"] ** 2), "dpo": math.log(2), "slic": 1.0}[script.split("_")[0]]
+    at_the_start = {"ipo": 1 / (4 * args["beta"] ** 2), "dpo": math.log(2), "slic": 1.0, "bo2": -metrics[0]["logps/chosen"]}
+    at_the_start = at_the_start[script.split("_")[0]]
     assert metrics[0]["loss"] == pytest.approx(at_the_start, rel=1e-7)
     assert metrics[0]["rewards/margins"] == 0 and metrics[0]["rewards/accuracies"] == 0.5
     assert metrics[1]["loss"] != metrics[0]["loss"] and metrics[0]["grad_norm"] > 0
@@ -191,15 +194,24 @@ WRONG = [
 
 
 @pytest.mark.parametrize("arguments, message", WRONG, ids=lambda value: str(value))
-def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, start, tmp_path):
+def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, start, tmp_path, capfd):
     tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "other")
     letter_tokenizer().save_pretrained(tmp_path / "other")
     (tmp_path / "half" / "d_golden").mkdir(parents=True)
     places = {"START": start, "OTHER": tmp_path / "other", "HALF": tmp_path / "half"}
     arguments = [str(places.get(argument, argument)).replace("START", str(start)) for argument in arguments]
-    done = call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *arguments, code=1)
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    words = ["--start", str(start), "--out", str(tmp_path / "run"), *arguments]
+    with pytest.raises(SystemExit) as error:  # as the command line would: the message is its only line, the exit code 1
+        common.run_command(ipo_offline.main, tyro.cli(ipo_offline.Args, args=words))
+    assert message in str(error.value) and "\n" not in str(error.value) and capfd.readouterr() == ("", "")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_argument_ends_with_code_1_and_one_line(start, tmp_path):
+    for script in ("ipo_offline.py", "ipo_online.py"):
+        done = call(script, "--start", start, "--out", tmp_path / "run", "--steps", 0, code=1)
+        assert done.stderr == "error: --steps 0: must be a finite number above 0\n" and not done.stdout
+        assert call(script, "--setps", 3, code=2).stderr.count("setps")
 
 
 def test_a_used_folder_is_refused(start, runs):

@@ -47,7 +47,10 @@ def preference_loss(script):
     return importlib.import_module(script).preference_loss
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+CONTRASTIVE = [script for script in SCRIPTS if not script.startswith("bo2")]
+
+
+@pytest.mark.parametrize("script", CONTRASTIVE)
 def test_by_hand(script):
     for beta, h, loss, slope in BY_HAND[script.split("_")[0]]:
         # log-ratios: chosen h + 1, rejected 1; so that only their difference can matter
@@ -61,7 +64,19 @@ def test_by_hand(script):
         assert rejected.grad.tolist() == pytest.approx([-slope, -slope], abs=1e-9)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["bo2_offline", "bo2_online"])
+def test_best_of_2_sees_the_chosen_response_alone(script):
+    """-log pi(chosen): the rejected response and the reference teach nothing, beta changes nothing."""
+    chosen, rejected = (torch.tensor([-12.0, -3.5], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    reference = torch.tensor([-9.0, -4.0], dtype=torch.float64)
+    for beta in (0.1, 2.0):
+        losses = preference_loss(script)(chosen, rejected, reference, -reference, beta)
+        assert losses.tolist() == [12.0, 3.5]
+    losses.sum().backward()
+    assert chosen.grad.tolist() == [-1.0, -1.0] and rejected.grad is None
+
+
+@pytest.mark.parametrize("script", CONTRASTIVE)
 @given(st.lists(st.tuples(*[st.floats(-200, 0)] * 4), min_size=1, max_size=5), st.floats(0.01, 2))
 @settings(max_examples=50, deadline=None)
 def test_against_an_independent_formula(script, rows, beta):
@@ -84,11 +99,11 @@ def test_first_step_has_h_exactly_zero(script, family, dtype):
         reference_chosen, reference_rejected = sequence_logprob(reference, batch).chunk(2)
     assert chosen.requires_grad and torch.equal(chosen, reference_chosen) and torch.equal(rejected, reference_rejected)
     losses = preference_loss(script)(chosen, rejected, reference_chosen, reference_rejected, 0.1)
-    exact = torch.tensor(AT_THE_START[script.split("_")[0]], dtype=dtype).item()
-    assert losses.tolist() == [exact, exact]
+    exact = torch.tensor(AT_THE_START.get(script.split("_")[0], 0.0), dtype=dtype).item()
+    assert losses.tolist() == ([exact, exact] if script in CONTRASTIVE else (-chosen).tolist())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", CONTRASTIVE)
 def test_no_gradient_for_a_pair_of_identical_responses(script):
     tokenizer, policy, reference = letter_tokenizer(), tiny_model(seed=1), tiny_model(seed=2)
     batch = collate([[2, 3]] * 2, [[5, 6, 1]] * 2, tokenizer, "cpu")
@@ -101,7 +116,7 @@ def test_no_gradient_for_a_pair_of_identical_responses(script):
 TRL_NAMES = {"ipo": "ipo", "dpo": "sigmoid", "slic": "hinge"}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", CONTRASTIVE)
 def test_loss_and_gradient_are_those_of_trl(script, tmp_path):
     """TRL's own DPOTrainer on the same model and pairs. Its offline IPO divides each log-ratio by the response's length."""
     trl = pytest.importorskip("trl")

@@ -40,7 +40,7 @@ def letters(family, tmp_path):
 def test_every_script_on_every_family(script, letters, family):
     module, folder = importlib.import_module(script), str(letters)
     roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/judge"}
-    roles |= {"judge": f"{folder}/judge"} if script.endswith("online") else {}
+    roles |= {"judge": f"{folder}/judge"} if not script.endswith("offline") else {}
     module.main(module.Args(**roles, **SIZES, **LIMITS, out=f"{folder}/run", seed=3))
     metrics, evals = read_jsonl(letters / "run" / "metrics.jsonl"), read_jsonl(letters / "run" / "evals.jsonl")
     assert metrics[0]["rewards/margins"] == 0 and metrics[0]["grad_norm"] > 0
@@ -57,7 +57,7 @@ def test_parts_and_recomputing_leave_the_trajectory_as_it_is(script, letters, fa
     module, folder, seen = importlib.import_module(script), str(letters), []
     monkeypatch.setattr(module, "load_policy", lambda *told: (load_policy(*told)[0].double(), load_policy(*told)[1]))
     roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/judge"}
-    roles |= {"judge": f"{folder}/judge"} if script.endswith("online") else {}
+    roles |= {"judge": f"{folder}/judge"} if not script.endswith("offline") else {}
     for parts, checkpointing in ((1, False), (4, False), (3, True)):
         options = {
             "gradient_accumulation_steps": parts,

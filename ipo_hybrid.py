@@ -1,0 +1,412 @@
+"""Hybrid IPO: learn from pairs of which one part was collected beforehand and the other has just been sampled (docs/ipo.md).
+
+Its siblings are ipo_offline.py, all of whose pairs are of the first kind, and ipo_online.py, all of whose are of the second.
+Copy this file and common.py into a project of your own and change what you like: it is meant to be read, not imported.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from common import (
+    batch_order,
+    begin_run,
+    by_length,
+    check_args,
+    choose_folder,
+    clip_gradients,
+    collate,
+    decode,
+    decoder_for,
+    fail,
+    finish_run,
+    gather,
+    generator,
+    load_checkpoint,
+    load_evaluation,
+    load_judge,
+    load_pairs,
+    load_policy,
+    margin,
+    mean_stderr,
+    open_log,
+    pad,
+    parameter_groups,
+    pick_device,
+    processes,
+    rank,
+    recomputing,
+    rows_left,
+    run_command,
+    save_checkpoint,
+    save_policy,
+    save_responses,
+    save_stream,
+    share,
+    sum_gradients,
+    wins,
+)
+
+CHUNK = 4096  # so many tokens have logits over the whole vocabulary at a time
+
+
+@dataclass
+class Args:
+    # ---- starting point
+    start: str | None = None
+    """folder made by `python -m prepare`, with everything below in it (default: starts/reviews, made if missing)"""
+    model: str | None = None
+    """the policy to start from, which stays the frozen reference: folder or Hub name (default: START/sft)"""
+    dataset: str | None = None
+    """preference pairs: file, folder or Hub name; of the sampled part only the prompts are read (default: START/d_golden)"""
+    judge: str | None = None
+    """the preference model that labels the samples, called the proxy in the paper (default: START/proxy)"""
+    golden: str | None = None
+    """the preference model that stands for the human rater in win rates (default: START/golden)"""
+    baseline: str | None = None
+    """folder with the golden policy's stored responses, the opponent in win rates (default: START/golden_policy)"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """whether a row of the data that cannot be used ends the program or is left out and counted"""
+
+    # ---- experiment
+    out: str | None = None
+    """folder of this run (default: runs/<start>/<script>__<seed>__<time>)"""
+    resume: bool = False
+    """go on with the run in --out from its last checkpoint; one is kept after every evaluation"""
+    seed: int = 1
+    """seed of everything random: the order of the data and every sampled token"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 samples and trains under autocast; weights, AdamW, log-softmax, judges and evaluation stay in fp32"""
+
+    # ---- algorithm
+    offline_share: float = 0.5
+    """share of each batch whose pairs are read from the data; the others' responses are sampled and judged"""
+    steps: int = 400
+    """gradient steps (paper: 4,000)"""
+    batch_size: int = 32
+    """preference pairs a step (paper: 32)"""
+    learning_rate: float = 5e-4
+    """constant learning rate of AdamW, no weight decay (paper: 1e-5 for a 770M-parameter T5)"""
+    beta: float = 0.1
+    """strength of the pull towards the reference: the log-ratio margin is drawn to 1 / (2 beta) nats (paper: 0.1)"""
+    max_grad_norm: float = 0.0
+    """clip the gradient to this norm; 0 = off (paper: not stated)"""
+    gradient_accumulation_steps: int = 2
+    """parts of a batch that are computed one after the other, pairs of like length together: less memory, less padding"""
+    gradient_checkpointing: bool = False
+    """keep no activations within a layer and compute them again in the backward pass: less memory, more time"""
+    compile: bool = False
+    """compile the decoding step: a GPU samples faster, after a minute or so"""
+    max_prompt_tokens: int = 16
+    """longest prompt, in tokens; longer ones are bad rows, never cut (paper: 1,024)"""
+    max_response_tokens: int = 33
+    """longest response, in tokens, the end token included (paper: 128)"""
+
+    # ---- evaluation and output
+    eval_every: int = 40
+    """gradient steps between evaluations (paper: not stated)"""
+    eval_prompts: int = 512
+    """prompts for the win rate, the same number again held out, and pairs for the accuracy (paper: 2,048)"""
+    kl_prompts: int = 256
+    """the first so many of those prompts serve for KL(policy || sft), one sample each (paper: 256)"""
+    eval_batch_size: int = 256
+    """sequences that an evaluation samples and scores at a time"""
+    save_policies: bool = False
+    """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
+    save_stream: bool = False
+    """keep every pair that was trained on, as ids in their order, in stream/: a data set for the offline scripts"""
+    track: bool = False
+    """log to Weights & Biases too (needs `pip install wandb`)"""
+
+
+def choose(logits, uniforms):
+    """(N, 1) tokens at temperature 1: the inverse of the cumulative distribution of (N, V) logits at (N, 1) uniforms."""
+    cdf = logits.float().softmax(-1).cumsum(-1)
+    token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
+    return token.clamp(max=cdf.shape[1] - 1)  # should the logits be nan, the loss will be too, and says so
+
+
+@torch.no_grad()
+def sample(model, prompts, uniforms, tokenizer):
+    """Sample one response to each prompt at temperature 1, from the whole vocabulary: the policy itself, nothing sharper.
+
+    prompts: N lists of ids. uniforms: (N, T) in [0, 1), one for each token that may be sampled, so that a response does
+    not depend on its batch mates. Returns N lists of at most T ids; one that ended by itself has the end token as its last.
+    """
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    which = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
+    ids, mask = pad(list(number), tokenizer, model.device, "left")  # each prompt is read once, though it is sampled twice
+    positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)  # left padding does not count
+    out = model.base_model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    token = choose(model.get_output_embeddings()(out.last_hidden_state[which, -1]), uniforms[:, :1])
+    cache, mask, positions, eos = out.past_key_values, mask[which], positions[which, -1:], tokenizer.eos_token_id
+
+    if decoder := decoder_for(model, choose, uniforms.shape, ids.shape[1], cache):  # on a GPU: no Python between tokens
+        tokens = decoder.write(cache, which, mask, uniforms, token, eos)
+    else:  # a plain loop
+        rows, tokens = torch.arange(len(which), device=model.device), torch.full(uniforms.shape, -1, device=model.device)
+        tokens[:, :1] = token
+        cache.batch_select_indices(which)
+        for t in range(1, uniforms.shape[1]):
+            going = rows_left(model, (tokens[rows] != eos).all(1))
+            if not len(going):
+                break
+            if len(going) < len(rows):  # what has ended costs no more
+                rows, token, mask, positions = rows[going], token[going], mask[going], positions[going]
+                cache.batch_select_indices(going)
+            mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions + 1
+            out = model(token, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+            token = choose(out.logits[:, -1], uniforms[rows, t, None])
+            tokens[rows, t] = token[:, 0]
+    return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
+
+
+def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
+    """The same for any number of prompts, `width` of them at a time; random: the generator of their uniforms."""
+    own = share(len(prompts))
+    mine, uniforms = [prompts[i] for i in own], torch.rand(len(prompts), max_tokens, generator=random)[own]
+    parts = [slice(i, i + width) for i in range(0, len(own), width)]
+    return gather([y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)], len(prompts))
+
+
+def response_states(model, batch):
+    """(M, H) what the model knows before each of the batch's M response tokens, row after row.
+
+    The padding is on the right, where causal attention never looks: no mask is needed, and attention stays fused.
+    """
+    return model.base_model(batch.ids, use_cache=False).last_hidden_state[:, :-1][batch.mask[:, 1:]]
+
+
+def log_softmax(model, states):
+    """(M, V) log-probabilities of every possible token, in fp32 or finer."""
+    logits = model.get_output_embeddings()(states)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def sum_by_row(batch, values):
+    """(N,) the sum of each row's part of M values, one for each response token."""
+    mask = batch.mask[:, 1:]
+    return torch.zeros_like(mask, dtype=values.dtype).masked_scatter(mask, values).sum(1)
+
+
+def sequence_logprob(model, batch):
+    """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated.
+
+    A vocabulary is wide: logits exist for `CHUNK` tokens at a time, and are computed again in the backward pass.
+    """
+
+    def logprob(states, tokens):
+        return log_softmax(model, states).gather(-1, tokens[:, None]).squeeze(-1)
+
+    states, tokens = response_states(model, batch), batch.ids[:, 1:][batch.mask[:, 1:]]
+    chunks = [checkpoint(logprob, *c, use_reentrant=False) for c in zip(states.split(CHUNK), tokens.split(CHUNK))]
+    return sum_by_row(batch, torch.cat(chunks))
+
+
+def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+    """(B,) IPO: (h - 1 / (2 beta))^2, h being the chosen response's log-ratio minus the rejected one's.
+
+    All arguments but beta: (B,) sequence log-probabilities. Azar et al. 2023 (arXiv 2310.12036), Eq. 17. Tang et al. 2024
+    print beta / 2 for the target in Eq. 1; their own Appendix B, E and H have 1 / (2 beta).
+    """
+    h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return (h - 1 / (2 * beta)) ** 2
+
+
+@torch.no_grad()
+def kl_to_sft(policy, sft, batch):
+    """(N,) KL(policy || sft) along each response: exact over the vocabulary at every prefix, summed over its tokens.
+
+    Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
+    """
+    terms = []
+    for p, q in zip(response_states(policy, batch).split(CHUNK), response_states(sft, batch).split(CHUNK)):
+        p, q = log_softmax(policy, p), log_softmax(sft, q)
+        # the last two sum to 0 and keep rounding from making a term negative
+        terms.append((p.exp() * (p - q) - p.exp() + q.exp()).sum(-1))
+    return sum_by_row(batch, torch.cat(terms))
+
+
+@torch.no_grad()
+def pair_margins(model, pairs, tokenizer, width):
+    """(N,) log pi(chosen | x) - log pi(rejected | x) of N pairs, `width` sequences at a time."""
+    own, margins = share(len(pairs)), []
+    for i in range(0, len(own), -(-width // 2)):
+        part = [pairs[j] for j in own[i : i + -(-width // 2)]]
+        both = [p["prompt"] for p in part] * 2, [p["chosen"] for p in part] + [p["rejected"] for p in part]
+        chosen, rejected = sequence_logprob(model, collate(*both, tokenizer, model.device)).chunk(2)
+        margins += (chosen - rejected).tolist()
+    return torch.tensor(gather(margins, len(pairs)), dtype=torch.float64)
+
+
+@torch.no_grad()
+def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args):
+    """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
+    prompts, width = evaluation.prompts, args.eval_batch_size
+    random = generator(args.seed, step, "evaluate")
+    responses = sample_in_parts(policy, prompts, args.max_response_tokens, random, tokenizer, width)
+
+    kls, count = [], min(args.kl_prompts, evaluation.train)
+    own = share(count)
+    for part in (own[i : i + width] for i in range(0, len(own), width)):
+        batch = collate([prompts[i] for i in part], [responses[i] for i in part], tokenizer, args.device)
+        kls += kl_to_sft(policy, reference, batch).tolist()
+    kl, kl_stderr = mean_stderr(torch.tensor(gather(kls, count)), evaluation.texts[:count])
+    if not math.isfinite(kl):  # no checkpoint follows: the last one is good
+        fail(f"step {step}: KL to the reference is {kl}; lower --learning-rate, or clip with --max-grad-norm 1")
+    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.opponent}, {}
+    for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
+        row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
+        if judge is not None:
+            own = share(len(prompts))
+            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.baseline))
+            verdicts[name] = torch.tensor(gather(margin(judge, *texts, store_second=True).tolist(), len(prompts)))
+            for key, part in ((name, slice(evaluation.train)), (f"{name}_heldout", slice(evaluation.train, None))):
+                if prompts[part]:
+                    row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
+
+    if evaluation.reference is None:
+        evaluation.reference = pair_margins(reference, evaluation.pairs, tokenizer, width)
+    h = pair_margins(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
+    row["accuracy"] = wins(h).mean().item()
+
+    words, finished = decode(tokenizer, prompts, responses)
+    row["response_length"] = sum(map(len, responses)) / len(responses)
+    row["finished"] = sum(finished) / len(responses)
+    row["samples"] = [prompt + response for prompt, response in zip(evaluation.texts[:3], words)]
+    splits = ["train"] * evaluation.train + ["test"] * (len(prompts) - evaluation.train)
+    columns = {"split": splits, "prompt": evaluation.texts, "response": words, "finished": finished}
+    columns |= {f"{name}_margin": values.tolist() for name, values in verdicts.items()}
+    return row, [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
+def main(args):
+    args.device = pick_device(args.device)
+    check_args(args)
+    out = choose_folder(args, Path(__file__).stem)
+
+    limits = args.max_prompt_tokens, args.max_response_tokens
+    policy, tokenizer = load_policy(args.model, args.device, sum(limits))
+    reference, _ = load_policy(args.model, args.device, sum(limits))
+    reference.requires_grad_(False)
+    golden = load_judge(args.golden, tokenizer, args.device, *limits)
+    proxy = load_judge(args.judge, tokenizer, args.device, *limits)
+    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
+    evaluation = load_evaluation(args, tokenizer, pairs)
+    if evaluation.opponent == "sft":
+        opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
+        evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)
+    if args.compile:
+        policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
+    if not 0 < round(args.offline_share * args.batch_size / processes()) < args.batch_size // processes():
+        fail(f"--offline-share {args.offline_share}: leaves one part of every batch of {args.batch_size} empty")
+    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
+    optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
+    autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
+
+    begin_run(args, out)
+    done = load_checkpoint(out, policy, optimizer)  # steps done before, 0 in a new run
+    log = open_log(args, out, done)
+
+    def evaluate_and_save(step):
+        row, responses = evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args)
+        log("evals", row)
+        save_responses(out, step, responses)
+        if args.save_policies:
+            save_policy(out / "policies" / str(step), policy, tokenizer)
+        return {"kl": row["kl"], "win": row["win_rate"]}
+
+    shown = {} if done else evaluate_and_save(0)
+    bar = tqdm(order[done:], desc=Path(__file__).stem, unit="step", initial=done, total=args.steps, disable=rank() > 0)
+    for step, indices in enumerate(bar, start=done):
+        # ---- a batch of pairs: read a part of them; sample two responses to each other prompt, and ask the judge
+        clock, own = [time.perf_counter()], [indices[i] for i in share(len(indices))]
+        count = round(args.offline_share * len(own))
+        read, prompts = [pairs[i] for i in own[:count]], [pairs[i]["prompt"] for i in own[count:]]
+        uniforms = torch.rand(2, len(indices), args.max_response_tokens, generator=generator(args.seed, step, "sample"))
+        uniforms = uniforms[:, share(len(indices))][:, count:]
+        with autocast:
+            responses = sample(policy, prompts * 2, uniforms.flatten(0, 1), tokenizer)
+        clock.append(time.perf_counter())
+        first, second = responses[: len(prompts)], responses[len(prompts) :]
+        margins = margin(proxy, prompts, first, second).tolist()
+        chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
+        rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
+        prompts, margins = [pair["prompt"] for pair in read] + prompts, [pair["margin"] for pair in read] + margins
+        chosen, rejected = [pair["chosen"] for pair in read] + chosen, [pair["rejected"] for pair in read] + rejected
+        clock.append(time.perf_counter())
+        if args.save_stream:
+            save_stream(out, gather(list(zip(prompts, chosen, rejected, margins)), len(indices)))
+
+        # ---- the gradient, a part of the batch at a time
+        optimizer.zero_grad()
+        parts = []
+        for part in by_length(prompts, chosen, rejected, args.gradient_accumulation_steps):
+            both = [prompts[i] for i in part] * 2, [chosen[i] for i in part] + [rejected[i] for i in part]
+            batch = collate(*both, tokenizer, args.device)
+            # log-probabilities of both responses, by the policy and by the frozen reference, from the same tensors
+            with autocast:
+                with recomputing(policy, args.gradient_checkpointing):
+                    policy_chosen, policy_rejected = sequence_logprob(policy, batch).chunk(2)
+                with torch.no_grad():
+                    reference_chosen, reference_rejected = sequence_logprob(reference, batch).chunk(2)
+            logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
+            losses = preference_loss(*logprobs, args.beta)
+            (losses.sum() / len(indices)).backward()
+            parts.append(torch.stack([losses, *logprobs]).detach())
+        sum_gradients(policy)  # of all processes, where there are several
+        losses, *logprobs = torch.stack(gather(list(torch.cat(parts, 1).T.cpu()), len(indices)), 1)
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected = logprobs
+        loss = losses.mean()
+
+        # ---- one step of AdamW
+        grad_norm = clip_gradients(policy, args.max_grad_norm or float("inf"))
+        if not (loss.isfinite() and grad_norm.isfinite()):
+            rows = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
+            fail(f"{rows}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
+        optimizer.step()
+
+        # ---- what happened; step 0 is the first batch, before any update
+        rewards_chosen = args.beta * (policy_chosen - reference_chosen)
+        rewards_rejected = args.beta * (policy_rejected - reference_rejected)
+        metrics = {
+            "step": step,
+            "loss": loss.item(),
+            "rewards/chosen": rewards_chosen.mean().item(),
+            "rewards/rejected": rewards_rejected.mean().item(),
+            "rewards/margins": (rewards_chosen - rewards_rejected).mean().item(),
+            "rewards/accuracies": wins(rewards_chosen - rewards_rejected).mean().item(),
+            "logps/chosen": policy_chosen.mean().item(),
+            "logps/rejected": policy_rejected.mean().item(),
+            "ties": sum(m == 0 for m in gather(margins, len(indices))) / len(indices),
+            "learning_rate": args.learning_rate,
+            "grad_norm": grad_norm.item(),
+        }
+        clock.append(time.perf_counter())
+        log("metrics", metrics)
+        names = ("time/sample", "time/label", "time/train")
+        seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
+        speed = {
+            "tokens_per_second": sum(gather(list(map(len, chosen + rejected)), 2 * len(indices))) / (clock[-1] - clock[0])
+        }
+        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
+        log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
+        if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
+            shown = evaluate_and_save(step + 1)
+            save_checkpoint(out, step + 1, policy, optimizer)
+        bar.set_postfix({"loss": metrics["loss"], **shown}, refresh=False)
+
+    finish_run(out, policy, tokenizer, log)
+
+
+if __name__ == "__main__":
+    run_command(main, tyro.cli(Args, description=__doc__))

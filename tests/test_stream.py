@@ -1,0 +1,121 @@
+"""The stream of an online run, and the tandem of Appendix F: offline learning from it is the online run again."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from common import decode, load_judge, load_pairs, load_tokenizer, margin
+from ipo_online import sample
+from tests.conftest import SHARED, call, letter_tokenizer, needs_shared, read_jsonl, tiny_model
+from tests.test_resume import begin, steps_taken, wait_for
+
+SIZES = ["--steps", 12, "--batch-size", 4, "--eval-every", 6, "--eval-prompts", 8, "--kl-prompts", 4]
+
+
+@pytest.mark.parametrize("loss", ["ipo", "bo2"])
+def test_tandem_on_the_embedded_world(loss, start, tmp_path):
+    """Offline with the stream in its order is the online run to the bit; in another order it is another run."""
+    common = ["--start", start, *SIZES, "--out"]
+    call(f"{loss}_online.py", *common, tmp_path / "online", "--save-stream")
+    assert len(read_jsonl(tmp_path / "online" / "stream" / "train.jsonl")) == 48
+    stream = ["--dataset", tmp_path / "online" / "stream", "--shuffle"]
+    call(f"{loss}_offline.py", *common, tmp_path / "offline", *stream, "none")
+    for name in ("metrics.jsonl", "evals.jsonl", "policy/model.safetensors", "responses/12.jsonl"):
+        assert (tmp_path / "online" / name).read_bytes() == (tmp_path / "offline" / name).read_bytes(), name
+    call(f"{loss}_offline.py", *common, tmp_path / "shuffled", *stream, "all")
+    losses = [[row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("online", "shuffled")]
+    assert losses[0][1:] != losses[1][1:] and len(set(losses[0])) > 6
+
+
+@needs_shared
+def test_tandem_on_a_real_language_model(tmp_path):
+    """stories260K, whose tokenizer would not give back every response from its text."""
+    model, data = SHARED / "models" / "stories260K", SHARED / "data" / "stories" / "pairs.jsonl.gz"
+    limits = ["--max-prompt-tokens", 64, "--max-response-tokens", 64]
+    judge = ["-m", "prepare.preference_model", "train", "--model", model, "--dataset", data, "--steps", 3, "--batch-size", 4]
+    call(*judge, *limits, "--out", tmp_path / "judge")
+    common = ["--model", model, *SIZES, *limits, "--golden", tmp_path / "judge", "--out"]
+    online = ["ipo_online.py", *common, tmp_path / "online", "--dataset", data, "--judge", tmp_path / "judge", "--save-stream"]
+    call(*online)
+    call("ipo_offline.py", *common, tmp_path / "offline", "--dataset", tmp_path / "online" / "stream", "--shuffle", "none")
+    for name in ("metrics.jsonl", "policy/model.safetensors"):
+        assert (tmp_path / "online" / name).read_bytes() == (tmp_path / "offline" / name).read_bytes(), name
+
+
+def test_a_killed_run_goes_on_with_its_stream(start, tmp_path):
+    """What it had appended after its last checkpoint is cut back: no pair is there twice."""
+    command = ["ipo_online.py", "--start", start, *SIZES, "--steps", 40, "--save-stream", "--resume", "--out"]
+    process = begin(*command, tmp_path / "killed")
+    wait_for(lambda: steps_taken(tmp_path / "killed", since=0) > 7, process)
+    process.kill()
+    process.communicate()
+    call(*command, tmp_path / "killed")
+    call(*command, tmp_path / "whole")
+    for name in ("stream/train.jsonl", "policy/model.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_text_would_not_give_back_the_ids(tmp_path):
+    """A small BPE tokenizer: what a model samples is often not how its text is encoded. As ids it comes back, as text not."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=40, special_tokens=["<pad>", "<eos>"], show_progress=False)
+    tokenizer.train_from_iterator(["abab cdcd abcd dcba bacd"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    prompts = [tokenizer("abcd").input_ids] * 40
+    uniforms = torch.rand(80, 8, generator=torch.Generator().manual_seed(0))
+    model = tiny_model(vocab_size=len(tokenizer))
+    first, second = (sample(model, prompts, part, tokenizer) for part in uniforms.chunk(2))
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids", "margin")
+    rows = [dict(zip(columns, row)) for row in zip(prompts, first, second, [0.5] * 40)]
+    (tmp_path / "stream").mkdir()
+    (tmp_path / "stream" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = load_pairs(str(tmp_path / "stream"), tokenizer, 8, 8, "error")
+    assert [(p["chosen"], p["rejected"]) for p in pairs] == list(zip(first, second)) and pairs[0]["text"] == "abcd"
+    texts, finished = decode(tokenizer, prompts, first)
+    again = [tokenizer("abcd" + text).input_ids[len(prompts[0]) :] for text in texts]
+    assert sum(y[: len(y) - done] != ids for y, done, ids in zip(first, finished, again)) > 4
+
+
+def test_a_stream_of_another_model_is_refused(tmp_path):
+    row = {"prompt_ids": [2], "chosen_ids": [3, 11], "rejected_ids": [4], "margin": 0.0}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    with pytest.raises(SystemExit, match="row 0: has ids beyond the tokenizer's 10 tokens; it is another model's stream"):
+        load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")
+    (tmp_path / "train.jsonl").write_text(json.dumps(row | {"chosen_ids": [3] * 9}))
+    with pytest.raises(SystemExit, match="row 0: is longer than --max-prompt-tokens or --max-response-tokens"):
+        load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")
+
+
+def test_pairs_from_one_policy_or_two(start, runs, tmp_path):
+    """Prompts of the data, row by row; labels are the judge's; an offline script trains on them."""
+    command = [
+        "-m",
+        "prepare.pairs",
+        "--judge",
+        start / "golden",
+        "--dataset",
+        start / "d_golden",
+        "--pairs",
+        24,
+        "--policies",
+    ]
+    final = runs["ipo_online"] / "policy"
+    call(*command, final, "--out", tmp_path / "one")
+    call(*command, start / "sft", final, "--out", tmp_path / "two")
+    tokenizer = load_tokenizer(str(start / "sft"))
+    judge = load_judge(str(start / "golden"), tokenizer, "cpu", 16, 33)
+    asked = [pair["prompt"] for pair in load_pairs(str(start / "d_golden"), tokenizer, 16, 33, "error")][:24]
+    for name in ("one", "two"):
+        pairs = load_pairs(str(tmp_path / name / "stream"), tokenizer, 16, 33, "error")
+        assert [pair["prompt"] for pair in pairs] == asked
+        margins = margin(judge, asked, [p["chosen"] for p in pairs], [p["rejected"] for p in pairs])
+        assert (margins >= 0).all() and margins.tolist() == pytest.approx([p["margin"] for p in pairs], abs=1e-4)
+    sizes = ["--start", start, *SIZES[2:], "--steps", 2, "--eval-every", 2, "--out", tmp_path / "run"]
+    call("ipo_offline.py", *sizes, "--dataset", tmp_path / "two" / "stream")
+    done = call(*command, final, final, final, "--out", tmp_path / "three", code=1)
+    assert done.stderr == "error: --policies: one or two, not 3\n" and not (tmp_path / "three").exists()
