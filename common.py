@@ -227,8 +227,8 @@ def pick_device(name: str) -> str:
         torch.empty(1, device=name)
         if "LOCAL_RANK" in os.environ:  # accelerate launch, or torchrun
             name = str(PartialState(cpu=name == "cpu").device).replace("cpu:0", "cpu")
-        if name.startswith("cuda"):
-            torch.cuda.set_device(name)  # what says no device means this one
+        if torch.device(name).index is not None:  # cuda:1
+            torch.cuda.set_device(name)  # what names no GPU means this one
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: cannot be used here ({first_line(error)}); --device cpu always can")
     if rank():

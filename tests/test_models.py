@@ -8,9 +8,10 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.cuda._utils import _get_device_index
 from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Gemma2Config, Gemma2ForCausalLM
 
-from common import encode, load_judge, load_policy, load_tokenizer, score
+from common import encode, load_judge, load_policy, load_tokenizer, pick_device, score
 from tests.conftest import REPO, SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 
 PAIRS = [
@@ -173,3 +174,13 @@ def test_nothing_loads_a_pickle_or_foreign_code():
         assert not re.search(
             r"trust_remote_code|import pickle|torch\.load\(|weights_only|allow_pickle|use_safetensors.*False", text
         )
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch):
+    """As far as can be told without one: plain cuda stays the current one, a number makes it the current one."""
+    chosen, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device: empty(*size))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
+    assert [pick_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+    assert chosen == [1]
