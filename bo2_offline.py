@@ -231,15 +231,14 @@ def kl_to_sft(policy, sft, batch):
 
 
 @torch.no_grad()
-def pair_margins(model, pairs, tokenizer, width):
-    """(N,) log pi(chosen | x) - log pi(rejected | x) of N pairs, `width` sequences at a time."""
-    own, margins = share(len(pairs)), []
+def pair_logprobs(model, pairs, tokenizer, width):
+    """(N, 2) log pi(chosen | x) and log pi(rejected | x) of N pairs, `width` sequences at a time."""
+    own, logprobs = share(len(pairs)), []
     for i in range(0, len(own), -(-width // 2)):
         part = [pairs[j] for j in own[i : i + -(-width // 2)]]
         both = [p["prompt"] for p in part] * 2, [p["chosen"] for p in part] + [p["rejected"] for p in part]
-        chosen, rejected = sequence_logprob(model, collate(*both, tokenizer, model.device)).chunk(2)
-        margins += (chosen - rejected).tolist()
-    return torch.tensor(gather(margins, len(pairs)), dtype=torch.float64)
+        logprobs += sequence_logprob(model, collate(*both, tokenizer, model.device)).view(2, -1).T.tolist()
+    return torch.tensor(gather(logprobs, len(pairs)), dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -269,9 +268,10 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
 
     if evaluation.reference is None:
-        evaluation.reference = pair_margins(reference, evaluation.pairs, tokenizer, width)
-    h = pair_margins(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
-    row["accuracy"] = wins(h).mean().item()
+        evaluation.reference = pair_logprobs(reference, evaluation.pairs, tokenizer, width)
+    ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
+    row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
+    row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
 
     words, finished = decode(tokenizer, prompts, responses)
     row["response_length"] = sum(map(len, responses)) / len(responses)

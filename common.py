@@ -54,8 +54,9 @@ def run_command(main, args) -> None:
     """main(args), where what no program can prevent ends in one line too: Ctrl-C, a full disk, too little memory."""
     try:
         main(args)
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+    except SystemExit as end:
+        if end.code:
+            raise
     except KeyboardInterrupt:
         again = f" with --out {args.out} --resume" if hasattr(args, "resume") else ""
         fail(f"interrupted; the same command{again} goes on where it can")
@@ -67,6 +68,10 @@ def run_command(main, args) -> None:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         fail(f"out of memory ({first_line(error)}); lower --batch-size or the --max-...-tokens")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)  # a thread of torch may hold a tensor still, and would take the process down (SIGABRT) as Python ends
 
 
 # ---------------------------------------------------------------------------------------------------------- processes

@@ -97,6 +97,8 @@ class Args:
     """strength of the pull towards the reference: the log-ratio margin is pushed up to 1 / beta nats (paper: not run)"""
     max_grad_norm: float = 0.0
     """clip the gradient to this norm; 0 = off (paper: not stated)"""
+    sample_ahead: int = 1
+    """batches that are sampled before the first of them is trained on; 1 = on-policy, --steps = all from the reference"""
     gradient_accumulation_steps: int = 2
     """parts of a batch that are computed one after the other, pairs of like length together: less memory, less padding"""
     gradient_checkpointing: bool = False
@@ -234,15 +236,14 @@ def kl_to_sft(policy, sft, batch):
 
 
 @torch.no_grad()
-def pair_margins(model, pairs, tokenizer, width):
-    """(N,) log pi(chosen | x) - log pi(rejected | x) of N pairs, `width` sequences at a time."""
-    own, margins = share(len(pairs)), []
+def pair_logprobs(model, pairs, tokenizer, width):
+    """(N, 2) log pi(chosen | x) and log pi(rejected | x) of N pairs, `width` sequences at a time."""
+    own, logprobs = share(len(pairs)), []
     for i in range(0, len(own), -(-width // 2)):
         part = [pairs[j] for j in own[i : i + -(-width // 2)]]
         both = [p["prompt"] for p in part] * 2, [p["chosen"] for p in part] + [p["rejected"] for p in part]
-        chosen, rejected = sequence_logprob(model, collate(*both, tokenizer, model.device)).chunk(2)
-        margins += (chosen - rejected).tolist()
-    return torch.tensor(gather(margins, len(pairs)), dtype=torch.float64)
+        logprobs += sequence_logprob(model, collate(*both, tokenizer, model.device)).view(2, -1).T.tolist()
+    return torch.tensor(gather(logprobs, len(pairs)), dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -272,9 +273,10 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
 
     if evaluation.reference is None:
-        evaluation.reference = pair_margins(reference, evaluation.pairs, tokenizer, width)
-    h = pair_margins(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
-    row["accuracy"] = wins(h).mean().item()
+        evaluation.reference = pair_logprobs(reference, evaluation.pairs, tokenizer, width)
+    ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
+    row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
+    row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
 
     words, finished = decode(tokenizer, prompts, responses)
     row["response_length"] = sum(map(len, responses)) / len(responses)
@@ -322,15 +324,19 @@ def main(args):
 
     shown = {} if done else evaluate_and_save(0)
     bar = tqdm(order[done:], desc=Path(__file__).stem, unit="step", initial=done, total=args.steps, disable=rank() > 0)
+    ahead = []  # the batches that were sampled and not yet trained on: prompts, first and second responses
     for step, indices in enumerate(bar, start=done):
         # ---- a batch of pairs: sample two responses to each prompt from the policy as it is now, and ask the judge
-        clock, own = [time.perf_counter()], [indices[i] for i in share(len(indices))]
-        prompts = [pairs[i]["prompt"] for i in own]
-        uniforms = torch.rand(2, len(indices), args.max_response_tokens, generator=generator(args.seed, step, "sample"))
-        with autocast:
-            responses = sample(policy, prompts * 2, uniforms[:, share(len(indices))].flatten(0, 1), tokenizer)
+        clock = [time.perf_counter()]
+        for t in range(step, min(step + args.sample_ahead, args.steps)) if not ahead else ():
+            own = share(len(order[t]))
+            prompts = [pairs[order[t][i]]["prompt"] for i in own]
+            uniforms = torch.rand(2, len(order[t]), args.max_response_tokens, generator=generator(args.seed, t, "sample"))
+            with autocast:
+                responses = sample(policy, prompts * 2, uniforms[:, own].flatten(0, 1), tokenizer)
+            ahead.append((prompts, responses[: len(prompts)], responses[len(prompts) :]))
+        prompts, first, second = ahead.pop(0)
         clock.append(time.perf_counter())
-        first, second = responses[: len(prompts)], responses[len(prompts) :]
         margins = margin(proxy, prompts, first, second).tolist()
         chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
         rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
@@ -393,7 +399,8 @@ def main(args):
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             shown = evaluate_and_save(step + 1)
-            save_checkpoint(out, step + 1, policy, optimizer)
+            if not ahead:  # what was sampled ahead is not kept: a run goes on from where it samples again
+                save_checkpoint(out, step + 1, policy, optimizer)
         bar.set_postfix({"loss": metrics["loss"], **shown}, refresh=False)
 
     finish_run(out, policy, tokenizer, log)

@@ -48,6 +48,8 @@ class Train:
     """preference pairs to train on: file, folder or Hub name; a folder's test split serves as the held-out pairs"""
     out: str
     """folder to write the model and its tokenizer to"""
+    pairs: int | None = None
+    """train on the first so many pairs (default: all)"""
     form: Literal["pointwise", "pairwise"] = "pointwise"
     """pointwise: one score a response; pairwise: both responses in one context, in both orders (the paper's)"""
     seed: int = 1
@@ -133,6 +135,7 @@ def train(args: Train) -> None:
         print(f"{args.dataset}: has no test.jsonl, so its last {held_out} rows are held out")
         pairs, test = pairs[:-held_out], pairs[-held_out:]
         pairs = pairs or fail(f"{args.dataset}: one row is too few to train on")
+    pairs = pairs[: args.pairs]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, args.steps // 10, args.steps)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")

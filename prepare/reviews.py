@@ -1,8 +1,9 @@
 """The embedded world: short reviews by writers of mixed skill, and a rater with a simple taste (docs/reviews.md).
 
 python -m prepare.reviews --out FOLDER writes ordinary preference data as JSON lines, FOLDER/d_initial, split by prompt
-into train.jsonl and test.jsonl, and two untrained models that know the world's words: FOLDER/untrained for the policy and
-the proxy, FOLDER/untrained_golden, about four times as large, for the golden preference model.
+into train.jsonl and test.jsonl, and untrained models that know the world's words: FOLDER/untrained for the policy and the
+proxy, FOLDER/untrained_golden, about four times as large, for the golden preference model, and FOLDER/untrained_small, about a
+quarter, for the smallest of three policies (paper/sizes.py).
 """
 
 import json
@@ -172,7 +173,7 @@ def untrained_model(tokenizer: PreTrainedTokenizerFast, width: int, inner: int, 
 @dataclass
 class Args:
     out: str = "starts/reviews"
-    """folder to write d_initial/, untrained/ and untrained_golden/ into"""
+    """folder to write d_initial/ and the untrained models into"""
     seed: int = 1
     """seed of the reviews, the rater's noise and the untrained weights"""
     pairs: int = 24_000
@@ -188,7 +189,8 @@ def main(args: Args) -> None:
     rng.shuffle(prompts)
     held_out = int(len(prompts) * args.test_share)
     with finished_folder(f"{args.out}/d_initial") as folder:
-        for name, width, inner, seed in (("untrained", 64, 192, args.seed), ("untrained_golden", 128, 416, args.seed + 1000)):
+        sizes = ("untrained_small", 32, 80), ("untrained", 64, 192), ("untrained_golden", 128, 416)
+        for (name, width, inner), seed in zip(sizes, (args.seed, args.seed, args.seed + 1000)):
             untrained_model(tokenizer, width, inner, seed).save_pretrained(Path(args.out, name))
             tokenizer.save_pretrained(Path(args.out, name))
         for split, some, count in (

@@ -104,6 +104,7 @@ def test_what_a_run_leaves_behind(script, runs):
     evals = read_jsonl(folder / "evals.jsonl")
     assert [row["step"] for row in evals] == [0, 2, 3]
     assert evals[0]["kl"] == 0 and evals[0]["accuracy"] == 0.5 and evals[-1]["kl"] > 0
+    assert evals[0]["chosen_logratio"] == evals[0]["rejected_logratio"] == 0 and evals[-1]["chosen_logratio"] != 0
     assert evals[0]["baseline"] == "golden_policy" and len(evals[0]["samples"]) == 3
     for key in ("win_rate", "win_rate_heldout", "proxy_win_rate"):
         assert 0 <= evals[0][key] <= 1 and evals[0][f"{key}_stderr"] >= 0

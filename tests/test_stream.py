@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from common import decode, load_judge, load_pairs, load_tokenizer, margin
+from common import Prompt, decode, generator, load_judge, load_pairs, load_policy, load_tokenizer, margin
 from ipo_online import sample
 from tests.conftest import SHARED, call, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 from tests.test_resume import begin, steps_taken, wait_for
@@ -45,17 +45,47 @@ def test_tandem_on_a_real_language_model(tmp_path):
         assert (tmp_path / "online" / name).read_bytes() == (tmp_path / "offline" / name).read_bytes(), name
 
 
-def test_a_killed_run_goes_on_with_its_stream(start, tmp_path):
-    """What it had appended after its last checkpoint is cut back: no pair is there twice."""
-    command = ["ipo_online.py", "--start", start, *SIZES, "--steps", 40, "--save-stream", "--resume", "--out"]
+@pytest.mark.parametrize("ahead", [1, 9])
+def test_a_killed_run_goes_on_with_its_stream(ahead, start, tmp_path):
+    """What it had appended after its last checkpoint is cut back: no pair is there twice. What it had sampled ahead is sampled
+    again, from the same policy."""
+    command = ["ipo_online.py", "--start", start, *SIZES, "--steps", 40, "--sample-ahead", ahead]
+    command += ["--save-stream", "--resume", "--out"]
     process = begin(*command, tmp_path / "killed")
-    wait_for(lambda: steps_taken(tmp_path / "killed", since=0) > 7, process)
+    wait_for(lambda: steps_taken(tmp_path / "killed", since=0) > 22, process)
     process.kill()
     process.communicate()
+    assert (tmp_path / "killed" / "checkpoint").is_dir()
     call(*command, tmp_path / "killed")
     call(*command, tmp_path / "whole")
     for name in ("stream/train.jsonl", "policy/model.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("script", ["ipo_online", "ipo_hybrid"])
+def test_sampling_ahead(script, start, tmp_path):
+    """Batches sampled ahead are samples of an older policy: those of 1 and of 5 agree until the policy has been updated, and
+    with all of them sampled before the first update, the responses are the reference's own."""
+    streams = {}
+    for ahead in (1, 5, 12):
+        folder = tmp_path / f"{ahead}"
+        call(f"{script}.py", "--start", start, *SIZES, "--save-stream", "--sample-ahead", ahead, "--out", folder)
+        rows = read_jsonl(folder / "stream" / "train.jsonl")
+        assert len(rows) == 48 and not (folder / "checkpoint").exists()
+        streams[ahead] = [rows[4 * step : 4 * step + 4] for step in range(12)]
+    prompts = [[[row["prompt_ids"] for row in batch] for batch in stream] for stream in streams.values()]
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert streams[1][0] == streams[5][0] and streams[5][:5] == streams[12][:5]
+    assert streams[1][1:5] != streams[5][1:5] and streams[5][5:] != streams[12][5:]
+
+    reference, tokenizer = load_policy(str(start / "sft"), "cpu", 49)
+    for step, batch in enumerate(streams[12]):
+        uniforms = torch.rand(2, 4, 33, generator=generator(1, step, "sample"))
+        sampled = batch if script == "ipo_online" else batch[2:]
+        uniforms = uniforms[:, 4 - len(sampled) :].flatten(0, 1)
+        both = sample(reference, [Prompt(row["prompt_ids"]) for row in sampled] * 2, uniforms, tokenizer)
+        for i, row in enumerate(sampled):
+            assert sorted([row["chosen_ids"], row["rejected_ids"]]) == sorted([both[i], both[i + len(sampled)]])
 
 
 def test_text_would_not_give_back_the_ids(tmp_path):
