@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-all
+.PHONY: demo test test-all lint
 
 # From a fresh clone to the picture: the embedded world, both runs side by side, KL against win rate.
 demo: .venv/installed
@@ -14,6 +14,10 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+lint: .venv/installed-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 # The same with more patience: a run is killed 30 times instead of 5.
 test-all: .venv/installed-test

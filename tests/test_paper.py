@@ -1,27 +1,27 @@
-"""Figure 1: which runs it needs, and how values are read off the curves."""
+"""The paper's experiments: how values are read off curves, what is said of them, and all of them in miniature."""
 
-import inspect
+import importlib
 import json
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+import tyro
 
-import ipo_offline
-import ipo_online
-from paper import fig1, fig13
-from paper.runs import Curve, Run, join, load_curve, make, pending
-from tests.conftest import call, read_jsonl
+from paper import __main__ as paper
+from paper import ahead, betas, fig1, fig4, fig9, fig12, fig13, jobs, judges, sizes
+from paper.compare import Curve, Effect, ahead_at_kl, at_kl, best_of, compared, join, load_curve, peak
+from paper.findings import EXPERIMENTS
+from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
+from tests.conftest import MINIATURE, REPO, call, read_jsonl
 
 
-def curve(kl, wins, beta=0.1, steps=None):
-    run = Run("ipo_offline", "nowhere", 1, 10, 5, {"beta": beta})
+def curve(kl, wins, steps=None):
     wins = torch.tensor(wins, dtype=torch.float64)
     wins = torch.stack([wins, wins / 2], 1)  # golden's verdicts, and a rule that gives half of each
-    prompts = [f"prompt {i}" for i in range(wins.shape[2])]
-    return Curve(run, steps or list(range(len(kl))), kl, wins, ["golden", "rule"], prompts)
+    evals = [{"step": step, "kl": nats} for step, nats in zip(steps or range(len(kl)), kl)]
+    return Curve(evals, wins, ["golden", "rule"])
 
 
 def golden(values):
@@ -31,154 +31,204 @@ def golden(values):
 
 def test_win_rate_at_a_kl_is_interpolated_in_log_kl_at_the_first_crossing():
     c = curve([0.0, 1.0, 4.0, 2.0, 9.0], [[0, 0], [0.2, 0.4], [0.6, 0.4], [0, 0], [1, 1]])
-    assert golden(fig1.at_kl(c, 2.0)) == pytest.approx([0.4, 0.4])  # log 2 lies half way between log 1 and log 4
-    assert golden(fig1.at_kl(c, 4.0)) == pytest.approx([0.6, 0.4])  # an evaluation itself
+    assert golden(at_kl(c, 2.0)) == pytest.approx([0.4, 0.4])  # log 2 lies half way between log 1 and log 4
+    assert golden(at_kl(c, 4.0)) == pytest.approx([0.6, 0.4])  # an evaluation itself
     share = math.log(3) / math.log(4)
-    assert golden(fig1.at_kl(c, 3.0)) == pytest.approx([0.2 + 0.4 * share, 0.4])  # the first crossing, not 2 -> 9
-    assert fig1.at_kl(c, 5.0) is not None and fig1.at_kl(c, 9.5) is None  # never beyond the end
-    assert fig1.at_kl(c, 0.5) is None  # nor from 0 nats, whose logarithm is none
-    assert fig1.at_kl(c.until(1), 2.0) is None and c.until(1).steps == [0, 1]
+    assert golden(at_kl(c, 3.0)) == pytest.approx([0.2 + 0.4 * share, 0.4])  # the first crossing, not 2 -> 9
+    assert at_kl(c, 5.0) is not None and at_kl(c, 9.5) is None  # never beyond the end
+    assert at_kl(c, 0.5) is None  # nor from 0 nats, whose logarithm is none
+    assert at_kl(c.until(1), 2.0) is None and [row["step"] for row in c.until(1).evals] == [0, 1]
 
 
 def test_what_is_chosen_on_one_half_is_reported_on_the_other():
     """Two candidates that are perfect on one half of the prompts and hopeless on the other: nothing is gained by choosing."""
     lucky_even, lucky_odd = torch.tensor([[1.0, 0.0] * 4]), torch.tensor([[0.0, 1.0] * 4])
-    values, chosen = fig1.best_of([lucky_even, lucky_odd])
+    values, chosen = best_of([lucky_even, lucky_odd])
     assert values.tolist() == [[0.0] * 8] and chosen == [1, 0]
     better = torch.full((1, 8), 0.9)
-    assert fig1.best_of([lucky_even * 0.5, better])[0][0].tolist() == pytest.approx([0.9] * 8)
-    values, kl = fig1.peak([curve([0, 1, 2], [[0, 0], [0.6, 0.7], [0.5, 0.5]]), curve([0, 3], [[0, 0], [0.1, 0.2]])])
-    assert golden(values) == [0.6, 0.7] and kl == [1, 1]
+    assert best_of([lucky_even * 0.5, better])[0][0].tolist() == pytest.approx([0.9] * 8)
+    values, kl = peak([curve([0, 1, 2], [[0, 0], [0.6, 0.7], [0.5, 0.5]]), curve([0, 3], [[0, 0], [0.1, 0.2]])])
+    assert golden(values) == [0.6, 0.7] and kl == 1
 
 
-def test_each_judge_chooses_for_itself():
-    """Golden likes the last evaluation best and the rule the one before: both tables say so, the other's verdict beside."""
-    verdicts = torch.tensor([[[0.0] * 4, [0.0] * 4], [[0.3] * 4, [0.6] * 4], [[0.9] * 4, [0.1] * 4]])
-    hacked = replace(curve([0, 2, 9], [[0] * 4] * 3), wins=verdicts)
-    (_, *by_golden), *_ = fig1.compare(hacked, {})
-    (_, *by_rule), *_ = fig1.compare(hacked.judged_by(1), {})
-    assert by_golden[-1] == "0.900 ± 0.000, rule 0.100 at 9.0, 9.0 nats"
-    assert by_rule[-1] == "0.600 ± 0.000, golden 0.300 at 2.0, 2.0 nats"
+def test_sides_are_compared_where_both_are():
+    """At 1 and 2 nats, which both reach, by hand: 0.2 - 0.1 and 0.4 - 0.1, their mean 0.2. At 3 and 4 one side is missing."""
+    online = curve([0, 0.5, 1, 2, 4], [[0, 0], [0.1, 0.1], [0.2, 0.2], [0.4, 0.4], [0.6, 0.6]])
+    offline = [curve([0, 0.5, 1, 2], [[0, 0], [0.1, 0.1], [0.1, 0.1], [0.1, 0.1]])]
+    worse = [curve([0, 0.5, 2], [[0, 0], [0.0, 0.0], [0.0, 0.0]])]
+    assert golden(ahead_at_kl([online], offline)) == pytest.approx([0.2, 0.2])
+    assert golden(ahead_at_kl([online], offline + worse)) == pytest.approx([0.2, 0.2])  # the better of the pool
+    assert ahead_at_kl([online], [curve([0, 0.2, 0.9], [[0, 0], [0, 0], [1, 1]])]) is None
+    groups = {"a": {1: [online], 2: [online]}, "b": {1: offline, 2: worse}}
+    at_equal_kl, at_peak = compared("x", groups, "a", "b")
+    assert at_equal_kl.values == pytest.approx({1: 0.2, 2: (0.2 + 0.4) / 2 - 0}) and at_equal_kl.errors == {1: 0, 2: 0}
+    assert at_peak.values == pytest.approx({1: 0.6 - 0.1, 2: 0.6})
 
 
-def test_a_pool_that_does_not_reach_is_not_comparable():
-    online = curve([0, 0.5, 1, 2, 4.5], [[0, 0], [0.1, 0.1], [0.2, 0.2], [0.3, 0.3], [0.5, 0.5]])
-    pool = [
-        curve([0, 0.5, 2.5], [[0, 0], [0.1, 0.1], [0.2, 0.2]]),
-        curve([0, 0.9, 1.8], [[0, 0], [0.1, 0.1], [0.1, 0.1]]),
-    ]
-    rows = {row[0]: row[1:] for row in fig1.compare(online, {"offline pool": pool})}
-    assert rows["offline pool"][2] == rows["offline pool"][3] == "not comparable, ends at 2.5 nats"
-    assert rows["online ahead of offline pool"][2:4] == ["-", "-"]
-    at_one = 0.1 + 0.1 * math.log(1 / 0.5) / math.log(2.5 / 0.5)
-    assert rows["offline pool"][0].startswith(f"{at_one:.3f}") and rows["offline pool"][0].endswith("best of 2 runs")
-    assert rows["online ahead of offline pool"][0].startswith(f"{0.2 - at_one:+.3f}")
-    assert f"rule {at_one / 2:.3f}" in rows["offline pool"][0]
-    late = [curve([0, 1.5, 3], [[0, 0], [0.1, 0.1], [0.2, 0.2]])]
-    rows_late = {row[0]: row[1:] for row in fig1.compare(online, {"late": late})}
-    assert rows_late["late"][0] == "passed before the first evaluation" and rows_late["online ahead of late"][0] == "-"
-    assert rows["online"][4].startswith("0.500") and rows["online ahead of offline pool"][4].startswith("+0.300")
+def test_an_interval_is_students():
+    """0.1, 0.2, 0.3: mean 0.2, standard deviation 0.1, t(0.975, 2) = 4.3027, so 0.2 +- 0.2484 and nothing is decided."""
+    effect = Effect("x", "a claim", {1: 0.1, 2: 0.2, 3: 0.3}, {})
+    assert effect.mean == pytest.approx(0.2) and effect.half_width == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+    assert effect.verdict == "undecided"
+    close = replace(effect, values={1: 0.19, 2: 0.2, 3: 0.21})
+    assert (
+        close.verdict == "holds"
+        and replace(close, sign=-1).verdict == "does not hold"
+        and replace(close, sign=0).verdict == "-"
+    )
+    assert replace(effect, values={1: 0.3}).verdict == "undecided" and replace(effect, values={}).verdict == "not comparable"
 
 
-def test_the_grid_is_the_promised_one():
-    online, pool = fig1.grid(fig1.Args(), 2)
-    assert online.arguments == "--start starts/reviews-2 --seed 2 --steps 400 --eval-every 40".split()
-    assert {(run.options["learning_rate"], run.options["beta"]) for run in pool} == {
-        (rate, beta) for rate in (1.5e-4, 5e-4, 1.5e-3) for beta in (0.02, 0.05, 0.1, 0.5, 1.0)
+def test_jobs_are_named_by_what_they_depend_on(tmp_path, monkeypatch):
+    world = World("reviews", runs=str(tmp_path), results=str(tmp_path / "results"))
+    start = world.start(1)
+    online = fig1.online_run(start)
+    stream = run_of(start, "ipo_offline", "a", dataset=Part(online, "stream"))
+    assert online.needs == [start] and stream.needs == [start, online]
+    assert [job.label for job, _ in plan([stream])] == ["start", "ipo_online", "a"]
+    assert f"--dataset {online.folder}/stream" in " ".join(stream.arguments) and "--save-stream" in online.arguments
+    assert run_of(start, "ipo_online", "b").digest == online.digest  # keeping the stream changes no number
+    other = run_of(start, "ipo_online", "ipo_online", beta=0.2)
+    assert len({online.digest, other.digest, fig1.online_run(world.start(2)).digest}) == 3
+    assert (
+        run_of(start, "ipo_offline", "a", dataset=Part(other, "stream")).digest != stream.digest
+    )  # what it reads has changed
+    assert jobs.digest_of("x = 1  # a remark") == jobs.digest_of('"""A docstring."""\nx = 1') != jobs.digest_of("x = 2")
+
+
+def test_the_documented_sweep():
+    world = WORLDS["reviews"]
+    assert {(job.options["learning_rate"], job.options["beta"]) for job in fig1.sweep(world, 2)} == {
+        (5e-4, 0.1),
+        (1.5e-4, 0.1),
+        (1.5e-3, 0.1),
+        (5e-4, 0.5),
+        (5e-4, 1.0),
     }
-    assert {run.steps for run in pool} == {2000} and len({run.folder for run in pool}) == 15
-    assert set(fig1.PAPER_BETAS) <= set(fig1.GRIDS["ipo"][1])
-    text = call("-m", "paper", "fig1", "--list", "--starts", "nowhere/{seed}").stdout
-    assert text.count("ipo_offline") == 90 and text.count("ipo_online") == 6  # each with a closer look at its beginning
-    assert "96 runs, 96 of them and 3 starts to make" in text
+    assert {job.options["steps"] for job in fig1.sweep(world, 2)} == {2000} and fig1.online_run(world.start(2)).options[
+        "steps"
+    ] == 400
+    for name, experiment in EXPERIMENTS.items():  # labels are unique: no job is taken for another
+        made = {}
+        for job in experiment.jobs(world, 1):
+            assert made.setdefault(job.key, job.digest) == job.digest, (name, job.label)
 
 
-def test_runs_are_made_once_and_named_by_what_they_depend_on(start, tmp_path, monkeypatch):
-    options = {"batch_size": 4, "eval_prompts": 8, "kl_prompts": 4}
-    common = {"start": str(start), "seed": 7, "steps": 3, "eval_every": 1, "root": str(tmp_path)}
-    runs = [Run("ipo_online", options=options, **common)]
-    runs += [Run("ipo_offline", options=options | {"beta": beta}, **common) for beta in (0.1, 0.5)]
-    make(runs, jobs=2)
-    assert pending(runs) == [] and not list(tmp_path.rglob("*.partial"))
-    metrics = (runs[1].folder / "metrics.jsonl").read_bytes()
-    half_made = runs[1].folder.rename(runs[1].folder.with_name(f"{runs[1].folder.name}.partial"))
-    shutil.rmtree(half_made / "policy")
-    (half_made / "metrics.jsonl").write_bytes(metrics[:-100])
-    make(runs, jobs=1)
-    assert (runs[1].folder / "metrics.jsonl").read_bytes() == metrics
-    before = {run.folder: (run.folder / "args.json").stat().st_mtime_ns for run in runs}
-    make(runs, jobs=1)
-    assert before == {run.folder: (run.folder / "args.json").stat().st_mtime_ns for run in runs}
-    assert json.loads((runs[2].folder / "args.json").read_text())["beta"] == 0.5
-    assert json.loads((runs[2].folder / "args.json").read_text())["threads"] == 1
+@pytest.fixture
+def miniature(tmp_path, monkeypatch):
+    """A world in which every experiment takes seconds, in one process: commands are parsed as on the command line."""
+    names = [str(word)[2:].replace("-", "_") for word in MINIATURE[::2]]
+    stages = dict(zip(names, MINIATURE[1::2])) | {"pairs": 400, "sft_steps": 10}
+    run = {"batch_size": 4, "eval_prompts": 8, "kl_prompts": 4}
+    world = World("reviews", stages, run, 5, runs=str(tmp_path / "runs"), results=str(tmp_path / "results"))
+    monkeypatch.setitem(WORLDS, "reviews", world)
+    for module, name, value in (
+        (fig1, "BEGINNING", 4),
+        (jobs, "BEGINNING", 4),
+        (fig1, "TIMES", 2),
+        (fig1, "SWEEP", ((1, 0.1), (1, 0.5))),
+        (fig4, "RATES", (1,)),
+        (fig12, "RATES", (1,)),
+        (fig9, "RATES", (1,)),
+        (sizes, "RATES", (1,)),
+        (betas, "LOSSES", ("slic",)),
+        (betas, "FACTORS", (1,)),
+        (judges, "PAIRS", (100,)),
+        (judges, "GOLDEN_STEPS", (2,)),
+        (ahead, "BATCHES", (2, 5)),
+    ):
+        monkeypatch.setattr(module, name, value)
+    calls = []
 
-    curves = [load_curve(run) for run in runs]
-    rows = read_jsonl(runs[1].folder / "evals.jsonl")
-    assert curves[1].steps == [0, 1, 2, 3] and curves[1].kl == [row["kl"] for row in rows]
-    assert curves[1].wins[:, 0].mean(1).tolist() == pytest.approx([row["win_rate"] for row in rows])
-    text = call("-m", "paper", "frontier", runs[1].folder, "--out", tmp_path / "frontier").stdout
-    assert f"{curves[1].wins[-1, 1].mean():.3f}" in text  # the rule's win rate, in both tables
-    fig1.draw("ipo", [(7, curves[0], curves[1:])], str(tmp_path / "picture"))
-    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG" and "seed 7" in (tmp_path / "picture.svg").read_text()
+    def call_here(arguments, log):
+        _, module, *words = arguments
+        calls.append(module)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        module = importlib.import_module({"prepare": "prepare.__main__"}.get(module, module))
+        kind, main = getattr(module, "Args", None), getattr(module, "main", None)
+        if words[0] == "train":
+            kind, main, words = module.Train, module.train, words[1:]
+        main(tyro.cli(kind, args=words))
 
-    beginning = replace(runs[1], steps=2, eval_every=2)
-    make([beginning], jobs=1)
-    joined = join(beginning, runs[1])
-    assert joined.steps == [0, 2, 3] and joined.kl == [curves[1].kl[i] for i in joined.steps]
+    monkeypatch.setattr(jobs, "call", call_here)
+    return world, calls
+
+
+def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys):
+    """python -m paper all: from nothing to docs/findings.md; a second call makes nothing again, and redraws the same page."""
+    world, calls = miniature
+    for experiment in EXPERIMENTS.values():
+        monkeypatch.setattr(experiment, "SEEDS", (7,))
+    folders = {"runs": world.runs, "results": world.results, "pictures": str(tmp_path / "pictures")}
+    args = paper.KINDS["all"](**folders, page=str(tmp_path / "findings.md"))
+    paper.main(args)
+    page = (tmp_path / "findings.md").read_text()
+    for name, experiment in EXPERIMENTS.items():
+        assert f"## {experiment.__doc__.splitlines()[0].rstrip('.')}" in page and f"python -m paper {name}  " in page
+    assert "the stream in its order is the online run, to the bit (1: yes) | +1.000 |" in page
+    assert page.count("(pictures/reviews_") == len(EXPERIMENTS) + 2  # judges has none, curves one for each loss
+    online = fig1.online_run(world.start(7))
+    rows, kept = read_jsonl(online.folder / "evals.jsonl"), load_curve(online)
+    assert kept.kl == [row["kl"] for row in rows] and kept.judges == ["golden", "rule"]
+    assert kept.wins[:, 0].mean(1).tolist() == pytest.approx([row["win_rate"] for row in rows])
+
+    made, before = len(calls), {job: job.stat().st_mtime_ns for job in (tmp_path / "results").rglob("*.gz")}
+    assert made > 45 and not list((tmp_path / "runs").rglob("*.partial"))
+    (tmp_path / "runs").rename(tmp_path / "gone")  # the kept results are enough
+    paper.main(args)
+    assert len(calls) == made and page == (tmp_path / "findings.md").read_text()
+    assert before == {job: job.stat().st_mtime_ns for job in (tmp_path / "results").rglob("*.gz")}
+
+    # a job whose result is missing brings back the folders that it reads, and nothing else; its bytes are the same
+    job = fig13.shuffled(world, 7, "4")
+    kept = job.result.read_bytes()
+    job.result.unlink()
+    (tmp_path / "gone" / "reviews-7" / world.start(7).folder.name).rename(tmp_path / "start")
+    (tmp_path / "runs" / "reviews-7").mkdir(parents=True)
+    (tmp_path / "start").rename(world.start(7).folder)
+    make([job], 1)
+    assert calls[made:] == ["ipo_online", "ipo_offline"] and read_result(kept) == read_result(job.result.read_bytes())
     with pytest.raises(SystemExit, match="is not the beginning of"):
-        join(beginning, runs[2])
-
-    changed = Run("ipo_offline", options=options | {"beta": 0.5}, **(common | {"seed": 8}))
-    assert changed.folder != runs[2].folder and pending([changed]) == [changed]
-    with monkeypatch.context() as patch:  # a loss that was edited is another run, a comment is not
-        plain, before = inspect.getsource, runs[2].folder
-        patch.setattr(inspect, "getsource", lambda module: plain(module) + "\n# a remark")
-        assert runs[2].folder == before
-        patch.setattr(inspect, "getsource", lambda module: plain(module).replace("2 * beta", "3 * beta"))
-        assert runs[2].folder != before
+        join(fig1.beginning(online), fig1.offline_run(world.start(7), 1, 0.1))
+    assert stale(fig1.jobs(world, 7)) == []
+    assert [job.label for job in stale([replace(online, options=online.options | {"beta": 0.2})])] == ["ipo_online"]
 
 
-def test_the_figure_from_the_first_run_to_the_table(start, tmp_path, monkeypatch, capsys):
-    """python -m paper fig1 as a whole, on a grid of two runs of a few steps."""
-    for module in (ipo_offline, ipo_online):
-        monkeypatch.setattr(module.Args, "steps", 4)
-    monkeypatch.setitem(fig1.GRIDS, "ipo", ((1,), (0.1, 0.02)))
-    for name, value in {"TIMES": 2, "BEGINNING": 2, "EVAL_EVERY": {"online": 2, "offline": 4}}.items():
-        monkeypatch.setattr(fig1, name, value)
-    args = fig1.Args(seeds=(7,), starts=str(start), runs=str(tmp_path / "runs"), out=str(tmp_path / "fig1_{loss}"), jobs=2)
-    fig1.main(replace(args, list=True))
-    assert "6 runs, 6 of them and 0 starts to make" in capsys.readouterr().out
-    monkeypatch.setattr(fig1, "beginning", lambda run, plain=fig1.beginning: replace(plain(run), eval_every=1))
-    fig1.main(args)
-    text = capsys.readouterr().out
-    assert all(f"| {name}" in text for name in ("online", "offline pool", "online ahead of offline pool, 1x steps"))
-    assert "the paper's betas" in text and "rule" in text and (tmp_path / "fig1_ipo.png").is_file()
-    assert all(f"IPO, seed 7, chosen and judged by {judge}" in text for judge in ("golden", "rule"))
-    assert "IPO, seed 7, judged by rule" in (tmp_path / "fig1_ipo.svg").read_text()
-    with pytest.raises(SystemExit, match="every seed has a start of its own"):
-        fig1.main(replace(args, seeds=(1, 2)))
+def read_result(packed: bytes) -> dict:
+    import gzip
+
+    row = json.loads(gzip.decompress(packed))
+    return {**row, "args": {name: value for name, value in row["args"].items() if name != "out"}}
 
 
-def test_levels_of_shuffling_from_the_first_run_to_the_table(start, tmp_path, monkeypatch, capsys):
-    """python -m paper fig13 as a whole, on runs of a few steps: the stream in its order is the online run."""
-    for module in (ipo_offline, ipo_online):
-        monkeypatch.setattr(module.Args, "steps", 4)
-    monkeypatch.setattr(fig13, "LEVELS", ("none", "all"))
-    args = fig13.Args(seeds=(7,), starts=str(start), runs=str(tmp_path / "runs"), out=str(tmp_path / "fig13_{loss}"), jobs=2)
-    fig13.main(replace(args, list=True))
-    assert "4 runs, 4 of them and 0 starts to make" in capsys.readouterr().out
-    fig13.main(args)
-    text = capsys.readouterr().out
-    assert all(f"online ahead of {name}" in text for name in ("stream, shuffle none", "stream, shuffle all", "D_golden"))
-    assert "seed 7: the stream in its order is the online run\n" in text
-    assert "D_golden" in (tmp_path / "fig13_ipo.svg").read_text() and (tmp_path / "fig13_ipo.png").is_file()
-    fig13.main(replace(args, list=True))
-    assert "4 runs, 0 of them and 0 starts to make" in capsys.readouterr().out
-
-
-def test_a_failed_run_is_named_with_its_log(start, tmp_path):
-    run = Run("ipo_offline", str(start), 7, 3, 1, {"max_response_tokens": 3}, str(tmp_path))
+def test_a_failed_job_is_named_with_its_log(start, tmp_path):
+    world = World("reviews", run={"max_response_tokens": 3}, runs=str(tmp_path), results=str(tmp_path / "results"))
+    job = run_of(world.start(7), "ipo_offline", "cut")
+    job.needs[0].folder.parent.mkdir(parents=True)
+    job.needs[0].folder.symlink_to(start)
     with pytest.raises(SystemExit, match=r"python -m ipo_offline .*: exit code 1; see .*\.log"):
-        make([run], jobs=1)
-    assert "--max-response-tokens is 3" in run.folder.with_name(f"{run.folder.name}.log").read_text()
-    assert not run.folder.exists()
+        make([job], 1)
+    assert "--max-response-tokens is 3" in job.folder.with_name(f"{job.folder.name}.log").read_text()
+    assert not job.folder.exists() and not job.result.exists()
+
+
+def test_the_command_line(tmp_path):
+    text = call("-m", "paper").stdout
+    assert all(name in text for name in EXPERIMENTS) and "core-hours" in text
+    folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    text = call("-m", "paper", "fig13", "--list", "--seeds", 1, 2, *folders).stdout
+    assert "12 jobs to make: about" in text and text.count("ipo_offline__stream__shuffle") == 8
+    done = call("-m", "paper", "findings", "--results", tmp_path / "results", "--out", tmp_path / "page.md", code=1)
+    assert "no experiment has all its results for any seed" in done.stderr and not (tmp_path / "page.md").exists()
+
+
+def test_the_readme_says_what_was_found():
+    """The rows of README's table of findings stand in docs/findings.md to the letter."""
+    rows = [line for line in (REPO / "README.md").read_text().splitlines() if line.startswith("| **online ahead of")]
+    page = (REPO / "docs" / "findings.md").read_text()
+    assert len(rows) >= 2 and all(row in page for row in rows)
+
+
+def test_a_job_is_one_command():
+    job = Job(WORLDS["reviews"], 1, "x", "prepare.pairs", {"policies": ("a", "b"), "pairs": 3, "save_stream": True})
+    assert job.arguments == ["prepare.pairs", "--policies", "a", "b", "--pairs", "3", "--save-stream"] and not job.is_run

@@ -1,0 +1,72 @@
+"""Figures 5 and 12: which offline data? Pairs sampled from policies near and far from SFT, all labelled by golden.
+
+Prompts are D_golden's. The pairs: D_golden itself; both responses sampled from SFT; both from the final online policy; one
+from SFT and one from an early online policy, after 20 % of the steps; one from the early and one from the final policy.
+Offline IPO at two learning rates (0.3 and 1 times the default, beta 0.1), as many steps as online. On the final policy's own
+pairs one run takes five times as many (Figure 5).
+
+The paper: pairs of the best policy are not the best data (Figure 5: its policy wins little more than SFT). What helps is that
+at least one side comes from where the training starts, SFT; quality and contrast alone do not.
+"""
+
+from paper.compare import Groups, Report, compared, draw, group_table, load_curve
+from paper.fig1 import offline_run, online_run
+from paper.fig4 import golden_curves, short_run
+from paper.fig4 import jobs as jobs_of_fig4
+from paper.jobs import Job, Part, World
+
+SEEDS = (1, 2, 3, 4, 5)
+RATES = (0.3, 1)
+PAIRS = 12_800  # as many as a run of 400 steps reads
+SETS = {
+    "SFT against SFT": ("sft", "sft"),
+    "final against final": ("final", "final"),
+    "SFT against early": ("sft", "early"),
+    "early against final": ("early", "final"),
+}
+
+
+def sampled(world: World, seed: int, sides: tuple[str, str]) -> Part:
+    """Pairs of two policies, labelled by golden."""
+    start = world.start(seed)
+    online = online_run(start)
+    policies = {"sft": Part(start, "sft"), "final": Part(online, "policy")}
+    policies["early"] = Part(online, f"policies/{world.steps // 5}")
+    told = {"policies": tuple(policies[side] for side in dict.fromkeys(sides)), "judge": Part(start, "golden")}
+    told |= {"dataset": Part(start, "d_golden"), "pairs": PAIRS, "seed": seed} | world.limits
+    return Part(Job(world, seed, f"pairs__{'-'.join(sides)}", "prepare.pairs", told), "stream")
+
+
+def trained(world: World, seed: int, sides: tuple[str, str]) -> list[Job]:
+    """What learns from them, at each learning rate."""
+    stream = sampled(world, seed, sides)
+    return [short_run(world, seed, rate, "-".join(sides), dataset=stream) for rate in RATES]
+
+
+def long_run(world: World, seed: int) -> Job:
+    """What learns five times as long from the final policy's own pairs."""
+    return offline_run(world.start(seed), 1, 0.1, label="__final-final", dataset=sampled(world, seed, ("final", "final")))
+
+
+def jobs(world: World, seed: int) -> list[Job]:
+    runs = [job for sides in SETS.values() for job in trained(world, seed, sides)]
+    return [*jobs_of_fig4(world, seed), *runs, long_run(world, seed)]
+
+
+def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
+    groups: Groups = {"online": {s: [load_curve(online_run(world.start(s)))] for s in seeds}}
+    groups["D_golden"] = {s: golden_curves(world, s)[: len(RATES)] for s in seeds}
+    groups |= {name: {s: [load_curve(j) for j in trained(world, s, sides)] for s in seeds} for name, sides in SETS.items()}
+    draw(f"Figure 12, {len(seeds)} seeds", groups, out)
+    groups["final against final, 5x steps"] = {s: [load_curve(long_run(world, s))] for s in seeds}
+    effects = []
+    for figure, first, second, sign in (
+        ("fig5", "online", "final against final, 5x steps", 1),
+        ("fig5", "D_golden", "final against final", 1),
+        ("fig12", "D_golden", "early against final", 1),
+        ("fig12", "SFT against early", "early against final", 1),
+        ("fig12", "SFT against early", "D_golden", 0),
+        ("fig12", "SFT against SFT", "D_golden", 0),
+    ):
+        effects += compared(figure, groups, first, second, sign=sign)
+    return Report(group_table(groups), effects)

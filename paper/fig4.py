@@ -1,0 +1,52 @@
+"""Figure 4: is it the data's coverage? The online run's own pairs, shuffled, as an offline data set.
+
+Every pair that the online run trained on is kept, with the proxy's label. Offline runs at three learning rates (0.3, 1 and 3
+times the default, beta 0.1, as many steps) learn from these pairs in random order; the same three learn from D_golden.
+
+The paper: the shuffled stream improves little over plain offline, and a large gap to online remains. So the order matters,
+which is to say that the pairs come from the policy as it is at that moment.
+"""
+
+from paper.compare import Curve, Groups, Report, compared, draw, group_table, join, load_curve
+from paper.fig1 import beginning, offline_run, online_run
+from paper.jobs import Job, Part, World, run_of
+
+SEEDS = (1, 2, 3, 4, 5)
+RATES = (0.3, 1, 3)
+
+
+def short_run(world: World, seed: int, rate: float, name: str, loss: str = "ipo", **options) -> Job:
+    """An offline run of as many steps as online; rate: as a multiple of the default learning rate."""
+    options |= {"learning_rate": float(f"{rate * world.learning_rate:.3g}")}
+    return run_of(world.start(seed), f"{loss}_offline", f"{loss}_offline__{name}__rate={rate:g}", **options)
+
+
+def on_stream(world: World, seed: int, loss: str = "ipo") -> list[Job]:
+    stream = Part(online_run(world.start(seed), loss), "stream")
+    return [short_run(world, seed, rate, "stream", loss, dataset=stream) for rate in RATES]
+
+
+def on_golden(world: World, seed: int) -> list[Job]:
+    """The sweep's runs at the three learning rates, of which the first part counts."""
+    return [offline_run(world.start(seed), rate, 0.1) for rate in RATES]
+
+
+def golden_curves(world: World, seed: int) -> list[Curve]:
+    return [join(beginning(job), job).until(world.steps) for job in on_golden(world, seed)]
+
+
+def jobs(world: World, seed: int) -> list[Job]:
+    golden = on_golden(world, seed)
+    return [online_run(world.start(seed)), *on_stream(world, seed), *golden, *map(beginning, golden)]
+
+
+def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
+    groups: Groups = {
+        "online": {s: [load_curve(online_run(world.start(s)))] for s in seeds},
+        "offline on its shuffled stream": {s: [load_curve(job) for job in on_stream(world, s)] for s in seeds},
+        "offline on D_golden": {s: golden_curves(world, s) for s in seeds},
+    }
+    draw(f"Figure 4, {len(seeds)} seeds", groups, out)
+    effects = compared("fig4", groups, "online", "offline on its shuffled stream", sign=1)
+    effects += compared("fig4", groups, "offline on its shuffled stream", "offline on D_golden", sign=0)
+    return Report(group_table(groups), effects)

@@ -1,0 +1,117 @@
+"""Write docs/findings.md: every experiment's pictures, tables and verdicts, from the results that are kept in docs/results.
+
+Nothing in it is typed by hand but the explanations, which stand at the end of each experiment's file (WHAT_CAME_OUT).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import fail
+from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, judges, sizes
+from paper.compare import Effect, Report, table_of
+from paper.frontier import NAMES
+from paper.jobs import WORLDS, World, read, stale
+
+EXPERIMENTS = {
+    "fig1": fig1,
+    "fig4": fig4,
+    "fig13": fig13,
+    "fig12": fig12,
+    "fig6": fig6,
+    "fig8": fig8,
+    "fig9": fig9,
+    "sizes": sizes,
+    "ahead": ahead,
+    "judges": judges,
+    "betas": betas,
+    "curves": curves,
+}
+
+HEAD = """# Findings
+
+The experiments of Tang et al. 2024 (arXiv 2405.08448) and some beyond, each one command. This page is written by `python -m
+paper findings` from [`docs/results`](results); the explanations alone are by hand.
+
+How to read it:
+
+- **Win rates** are against the golden policy's stored responses on 512 training prompts, by golden, the preference model that
+  stands for the rater as in the paper. 0.5 is parity. The embedded world also has the rater's **exact rule**: far from the
+  data golden is wrong too, and the rule says where.
+- **Equal KL:** the mean difference over those of 1, 2, 3 and 4 nats to SFT that both sides reach, interpolated in log KL,
+  never extrapolated. **At the peak:** each side at the best of its evaluations. What is chosen is chosen on one half of the
+  prompts and reported on the other.
+- **Every seed is a world anew:** data, SFT, golden, proxy, golden policy and run. An effect is a difference within a seed; its
+  interval is the 95 % t interval for the mean over seeds. "Prompts" is the standard error of one seed's difference over
+  evaluation prompts, shown apart, because more prompts would shrink it and not the spread of seeds.
+- **A claim** holds, or does not hold, where the interval excludes 0, and is undecided otherwise. Two claims are primary and
+  were fixed beforehand; the others are secondary, many, and each alone no proof. Where the paper gives no direction, there is
+  no verdict.
+- Tables give mean ± standard deviation over seeds. "-": no run of this kind reaches so many nats, or it passes them before its
+  first evaluation.
+"""
+
+
+@dataclass
+class Args:
+    out: str = "docs/findings.md"
+    """page to write"""
+    pictures: str = "docs/pictures"
+    """folder for the pictures"""
+    results: str = "docs/results"
+    """folder of the kept results"""
+
+
+def done_seeds(experiment, world: World) -> tuple[int, ...]:
+    """The seeds for which an experiment has all its results."""
+    return tuple(s for s in experiment.SEEDS if all(job.result.exists() for job in experiment.jobs(world, s)))
+
+
+def effect_table(effects: list[Effect], command: bool = False) -> str:
+    """A row for each effect."""
+    rows = []
+    for e in effects:
+        values = ", ".join(f"{value:+.3f}" for value in e.values.values())
+        interval = f"{e.mean - e.half_width:+.3f} to {e.mean + e.half_width:+.3f}" if len(e.values) > 1 else "-"
+        mean = f"{e.mean:+.3f}" if e.values else "-"
+        prompts = f"{sum(e.errors.values()) / len(e.errors):.3f}" if e.errors else "-"
+        claim = f"**{e.claim}**" if e.primary else e.claim
+        rows.append([*[e.experiment] * command, claim, values or "-", mean, interval, prompts, e.verdict])
+    return table_of([*["experiment"] * command, "claim", "seeds", "mean", "95 % interval", "prompts", "verdict"], rows)
+
+
+def section(name: str, experiment, world: World, report: Report, seeds: tuple[int, ...], pictures: str, page: Path) -> str:
+    """An experiment's part of the page."""
+    title, _, text = experiment.__doc__.strip().partition("\n")
+    where = "" if world.name == "reviews" else f", on {world.name}260K"
+    option = "" if world.name == "reviews" else f" --world {world.name}"
+    command = f"    python -m paper {name}{option}      # seeds {', '.join(map(str, seeds))}"
+    parts = [f"## {title.rstrip('.')}{where}", text.strip(), command]
+    for picture in sorted(Path(pictures).glob(f"{world.name}_{name}*.png")):
+        if picture.stem in (f"{world.name}_{name}", *(f"{world.name}_{name}_{loss}" for loss in NAMES)):
+            parts.append(f"![{title.rstrip('.')}]({picture.relative_to(page.parent)})")
+    parts += [report.text] + [effect_table(report.effects)] * bool(report.effects)
+    comment = getattr(experiment, "WHAT_CAME_OUT", "").strip()
+    return "\n\n".join(parts + [comment] * bool(comment and world.name == "reviews"))
+
+
+def main(args: Args) -> None:
+    reports, old = {}, []
+    for world in (World(**{**vars(world), "results": args.results}) for world in WORLDS.values()):
+        for name, experiment in EXPERIMENTS.items():
+            if seeds := done_seeds(experiment, world):
+                out = str(Path(args.pictures, f"{world.name}_{name}"))
+                reports[world.name, name] = experiment, world, experiment.report(world, seeds, out), seeds
+                old += stale([job for seed in seeds for job in experiment.jobs(world, seed)])
+    if not reports:
+        fail(f"{args.results}: no experiment has all its results for any seed; make one by `python -m paper fig1`")
+    effects = [e for _, _, report, _ in reports.values() for e in report.effects]
+    parts = [HEAD.strip(), "## The primary claims", effect_table([e for e in effects if e.primary])]
+    parts += ["## All claims in one table", effect_table([e for e in effects if not e.primary], command=True)]
+    parts += [section(name, *four[:3], four[3], args.pictures, Path(args.out)) for (_, name), four in reports.items()]
+    Path(args.out).write_text("\n\n".join(parts) + "\n")
+    missing = [f"{name} ({world})" for world in WORLDS for name in EXPERIMENTS if (world, name) not in reports]
+    print(f"wrote {args.out}" + (f"; without results: {', '.join(missing)}" if missing else ""))
+    if old:
+        revisions = {read(job)["args"]["git_revision"] for job in old if "args" in read(job)}
+        count = len({job.result for job in old})
+        print(f"{count} results were made by other code than today's, at {revisions}; to make one anew, delete it")
