@@ -46,3 +46,12 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
         values = {s: mixed[s] - accuracy[name][s] for s in seeds}
         effects.append(Effect("ahead", f"hybrid classifies D_golden better than {name}", values, {}, 0))
     return Report(group_table(groups), effects)
+
+
+WHAT_CAME_OUT = """
+From online to offline the way is flat, then steep: 4 batches ahead cost nothing, 50 next to nothing, and all 400 end where
+offline on D_golden does, although these pairs are labelled by the same proxy and sampled from the very policy that the run
+starts from. So what matters is that the sampler is brought up to date some times, not at every step: the same as Figure 13
+says from the other side, and as Lanchantin et al. report for larger models. The hybrid ends near offline, not between: pairs
+of D_golden that stay as they are hold h where it is. It classifies no better than either.
+"""

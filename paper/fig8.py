@@ -100,3 +100,12 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
         ),
     ]
     return Report(table, effects)
+
+
+WHAT_CAME_OUT = """
+This is where the embedded world differs most from the paper. Online is hardly worse than offline as a classifier of D_golden,
+far above one half, though it wins more than twice as often: the better writer is not the better classifier, as in the paper,
+but it is no worse one either. Within the offline sweep accuracy and win rate go together, because both grow from SFT on: runs
+with a large beta have moved little in either. The chosen response's log-ratio falls, most for online and not for offline:
+online moves further, to texts that the data do not have, and at equal steps that takes more from the data's.
+"""
