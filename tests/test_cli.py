@@ -34,13 +34,14 @@ from tests.conftest import (
 COMMANDS = [[f"{script}.py"] for script in SCRIPTS]
 COMMANDS += [["-m", "prepare"], ["-m", "prepare.reviews"], ["-m", "prepare.sft"], ["-m", "prepare.pairs"]]
 COMMANDS += [["-m", "prepare.preference_model", "train"], ["-m", "prepare.preference_model", "relabel"]]
-COMMANDS += [["-m", "paper", "fig1"], ["-m", "paper", "fig13"], ["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
+COMMANDS += [["-m", "paper", "fig1"], ["-m", "paper", "findings"], ["-m", "paper", "frontier"], ["-m", "paper", "agreement"]]
+COMMANDS += [["-m", "paper.classify"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help(command):
     text = call(*command, "--help").stdout
-    assert "usage:" in text and ("--pairs" if command[-1] == "agreement" else "--out") in text
+    assert "usage:" in text and {"agreement": "--pairs", "fig1": "--seeds"}.get(command[-1], "--out") in text
 
 
 @pytest.mark.parametrize("command", [["-m", "paper"], ["-m", "prepare.preference_model"]], ids=" ".join)
@@ -55,7 +56,7 @@ def test_arguments_are_spelled_as_promised():
     common += " save-policies track resume eval-batch-size gradient-accumulation-steps gradient-checkpointing compile"
     for script in SCRIPTS:
         own = {field.name.replace("_", "-") for field in dataclasses.fields(importlib.import_module(script).Args)}
-        side = {"shuffle"} if script.endswith("offline") else {"judge", "save-stream"}
+        side = {"shuffle"} if script.endswith("offline") else {"judge", "save-stream", "sample-ahead"}
         assert own == set(common.split()) | side | ({"offline-share"} if script.endswith("hybrid") else set())
 
 
