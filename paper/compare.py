@@ -231,10 +231,11 @@ def draw(title: str, groups: Groups, out: str) -> None:
     for j, (judge, axes) in enumerate(zip(judges, panels)):
         for name, by_seed in reversed(groups.items()):
             curves = [curve for some in by_seed.values() for curve in some]
-            width = 0.8 if len(curves) > 2 * len(by_seed) else 1.8  # a pool, or single runs
+            pool = len(curves) > 2 * len(by_seed)  # its evaluations are a cloud, as in the paper; single runs are lines
+            style = {"marker": "o", "markersize": 2.4, "linestyle": "none"} if pool else {"linewidth": 1.8}
             for i, curve in enumerate(curves):
                 label = name if i == 0 else None
-                axes.plot(curve.kl[1:], curve.wins[1:, j].mean(1), color=colors[name], linewidth=width, label=label, alpha=0.8)
+                axes.plot(curve.kl[1:], curve.wins[1:, j].mean(1), color=colors[name], label=label, alpha=0.8, **style)
         axes.axhline(0.5, color="grey", linestyle="--", linewidth=1, zorder=0)
         axes.set_title(f"{title}, judged by {judge}", fontsize=12, loc="left")
         kl_axis(axes)
