@@ -69,7 +69,7 @@ def overview() -> None:
 
 
 def run(args: Make, names: list[str]) -> None:
-    """Make what experiments lack, or list it; then print and draw them."""
+    """Make what experiments lack, or list it; then print and draw the one, or write the page of all."""
     check_ranges(args, zero=())
     world = World(**{**vars(WORLDS[args.world]), "runs": args.runs, "results": args.results})
     asked = {name: args.seeds or EXPERIMENTS[name].SEEDS for name in names}
@@ -81,9 +81,11 @@ def run(args: Make, names: list[str]) -> None:
         print(f"{len(todo)} jobs to make: about {hours(todo):.1f} core-hours")
         return
     make(jobs, args.jobs)
-    for name, seeds in asked.items():
-        report = EXPERIMENTS[name].report(world, seeds, str(Path(args.pictures, f"{args.world}_{name}")))
-        print(f"\n{report.text}\n\n{effect_table(report.effects)}")
+    if len(names) > 1:
+        findings.main(findings.Args(args.page, args.pictures, args.results))
+        return
+    report = EXPERIMENTS[names[0]].report(world, asked[names[0]], str(Path(args.pictures, f"{args.world}_{names[0]}")))
+    print(f"\n{report.text}\n\n{effect_table(report.effects)}")
 
 
 def main(args) -> None:
@@ -92,8 +94,6 @@ def main(args) -> None:
             return module.main(args)
     name = type(args).__name__
     run(args, list(EXPERIMENTS) if name == "all" else [name])
-    if name == "all" and not args.list:
-        findings.main(findings.Args(args.page, args.pictures, args.results))
 
 
 if __name__ == "__main__":

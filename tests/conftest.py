@@ -1,7 +1,10 @@
 """Small models, a small start, and a way to call the commands as a reader would."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +26,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+import common
+
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TANDEM_SHARED", REPO.parent / "shared"))  # real models and data, not part of the repository
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real models and data at {SHARED}")
@@ -33,12 +38,44 @@ torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
 
 
 def call(*command, cwd=REPO, code=0, **environment) -> subprocess.CompletedProcess:
-    """Run `python COMMAND` and check its exit code; a traceback is a failure whatever the code."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=env, capture_output=True, text=True)
+    """Run `python COMMAND` and check its exit code; a traceback is a failure whatever the code.
+
+    Where folder and environment are the usual ones, this process runs it, as `__main__` and with its words in sys.argv: a
+    new one takes seconds to import torch.
+    """
+    command = [str(word) for word in command]
+    if cwd == REPO and not environment:
+        done = call_here(command)
+    else:
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+        done = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stderr, done.stderr[-4000:]
     return done
+
+
+def call_here(command: list[str]) -> subprocess.CompletedProcess:
+    """The command's exit code, and what it printed, as a process of its own would leave them."""
+    module, words = (command[1], command[2:]) if command[0] == "-m" else (None, command[1:])
+    script, stdout, stderr, before, code = str(REPO / command[0]), io.StringIO(), io.StringIO(), sys.argv, 0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    sys.argv = [module or script, *words]
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), contextlib.chdir(REPO):
+            if module:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        stderr.write("" if isinstance(end.code, int | None) else f"{end.code}\n")
+    finally:
+        sys.argv = before
+        torch.set_num_threads(threads)
+        while common.LOCKS:  # a process that ends lets go of them
+            common.LOCKS.pop().release()
+    return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
 
 
 def read_jsonl(path) -> list[dict]:
