@@ -1,5 +1,6 @@
-"""Tests never ask the Hub; said before anything that could is imported."""
+"""Said before torch or anything that could ask the Hub is imported: no network, and one thread, as each of several processes
+has one core. A thread count that is set later does not give the same last digits."""
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"

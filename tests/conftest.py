@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,48 +35,46 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real models a
 LETTERS = "abcdefgh"
 SCRIPTS = sorted(path.stem for path in REPO.glob("*_*.py") if path.stem.split("_")[1] in ("offline", "online", "hybrid"))
 
-torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+
+def call_apart(*command, cwd=REPO, code=0, **environment) -> subprocess.CompletedProcess:
+    """Run `python COMMAND` in a process of its own and check its exit code; a traceback is a failure whatever the code."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, *map(str, command)]
+    return checked(subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300), code)
 
 
-def call(*command, cwd=REPO, code=0, **environment) -> subprocess.CompletedProcess:
-    """Run `python COMMAND` and check its exit code; a traceback is a failure whatever the code.
-
-    Where folder and environment are the usual ones, this process runs it, as `__main__` and with its words in sys.argv: a
-    new one takes seconds to import torch.
-    """
+def call(*command, code=0) -> subprocess.CompletedProcess:
+    """The same in this process, which has torch imported already: the code as `__main__`, the words in sys.argv."""
     command = [str(word) for word in command]
-    if cwd == REPO and not environment:
-        done = call_here(command)
-    else:
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-        done = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True)
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    assert "Traceback" not in done.stderr, done.stderr[-4000:]
-    return done
-
-
-def call_here(command: list[str]) -> subprocess.CompletedProcess:
-    """The command's exit code, and what it printed, as a process of its own would leave them."""
     module, words = (command[1], command[2:]) if command[0] == "-m" else (None, command[1:])
-    script, stdout, stderr, before, code = str(REPO / command[0]), io.StringIO(), io.StringIO(), sys.argv, 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    script, stdout, stderr, before, end = str(REPO / command[0]), io.StringIO(), io.StringIO(), sys.argv, None
     sys.argv = [module or script, *words]
     try:
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), contextlib.chdir(REPO):
+        with (
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+            contextlib.chdir(REPO),
+            warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # that the tests have imported it before
+        ):
             if module:
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
             else:
                 runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        stderr.write("" if isinstance(end.code, int | None) else f"{end.code}\n")
+    except SystemExit as error:
+        end = error.code
     finally:
         sys.argv = before
-        torch.set_num_threads(threads)
         while common.LOCKS:  # a process that ends lets go of them
             common.LOCKS.pop().release()
-    return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
+    message = f"{end}\n" if isinstance(end, str) else ""  # what Python does with one: it is printed, the code is 1
+    returned = 1 if message else end or 0
+    return checked(subprocess.CompletedProcess(command, returned, stdout.getvalue(), stderr.getvalue() + message), code)
+
+
+def checked(done: subprocess.CompletedProcess, code: int) -> subprocess.CompletedProcess:
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert "Traceback" not in done.stderr, done.stderr[-4000:]
+    return done
 
 
 def read_jsonl(path) -> list[dict]:

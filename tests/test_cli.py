@@ -25,6 +25,7 @@ from tests.conftest import (
     SHARED,
     SHORT,
     call,
+    call_apart,
     letter_tokenizer,
     needs_shared,
     read_jsonl,
@@ -141,21 +142,21 @@ def test_equal_runs_are_equal_to_the_byte(script, start, runs, tmp_path):
 
 def test_copied_into_an_empty_folder(start, tmp_path):
     """A script plus common.py runs with --model and --dataset (and --judge); without golden the win rate is null."""
-    for script in ("ipo_offline", "ipo_online", "dpo_online", "slic_offline"):
+    for script in ("ipo_offline", "dpo_online"):
         judge = ["--judge", start / "proxy"] if script.endswith("online") else []
         folder = tmp_path / script
         folder.mkdir()
         shutil.copy(REPO / f"{script}.py", folder)
         shutil.copy(REPO / "common.py", folder)
         data = ["--model", start / "sft", "--dataset", start / "d_golden" / "train.jsonl", *judge]
-        done = call(f"{script}.py", *data, *SHORT, "--golden", start / "golden", cwd=folder)
+        done = call_apart(f"{script}.py", *data, *SHORT, "--golden", start / "golden", cwd=folder)
         assert "win rates are against the reference's own samples" in done.stdout
         (run,) = (folder / "runs").glob("sft/*")
         evals = read_jsonl(run / "evals.jsonl")
         assert {row["baseline"] for row in evals} == {"sft"} and evals[0]["win_rate"] is not None
         assert evals[0]["win_rate_heldout"] is None
     for some in ([], ["--model", start / "sft"]):  # a part is missing: never filled from a world it does not belong to
-        done = call("ipo_offline.py", *some, code=1, cwd=tmp_path / "ipo_offline")
+        done = call_apart("ipo_offline.py", *some, code=1, cwd=tmp_path / "ipo_offline")
         assert "no start given: pass --model --dataset, or --start FOLDER" in done.stderr
 
 
@@ -165,7 +166,7 @@ def test_the_default_start_is_prepared_when_missing(tmp_path):
         shutil.copy(REPO / name, tmp_path)
     (tmp_path / "prepare").mkdir()
     (tmp_path / "prepare" / "__main__.py").write_text("import sys\nprint('preparing', sys.argv[1:])\nsys.exit(3)\n")
-    done = call("ipo_online.py", code=1, cwd=tmp_path)
+    done = call_apart("ipo_online.py", code=1, cwd=tmp_path)
     assert "starts/reviews is not ready yet: running" in done.stdout and "preparing ['--out', 'starts/reviews']" in done.stdout
     assert "did not finish" in done.stderr
 
@@ -272,17 +273,17 @@ def test_nothing_is_fetched(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     cut = {"PYTHONPATH": str(tmp_path), "TRIED": str(tmp_path / "tried"), "HF_HUB_OFFLINE": "0"}
     few = ["--sft-steps", 2, "--golden-steps", 2, "--proxy-steps", 2, "--policy-steps", 1, "--eval-prompts", 4]
-    call("-m", "prepare", "--pairs", 100, *few, "--out", tmp_path / "start", **cut)
-    call("ipo_online.py", "--start", tmp_path / "start", *SHORT, "--out", tmp_path / "run", **cut)
+    call_apart("-m", "prepare", "--pairs", 100, *few, "--out", tmp_path / "start", **cut)
+    call_apart("ipo_online.py", "--start", tmp_path / "start", *SHORT, "--out", tmp_path / "run", **cut)
     assert not (tmp_path / "tried").exists(), (tmp_path / "tried").read_text()
-    done = call(
+    done = call_apart(
         "ipo_online.py", "--start", tmp_path / "start", "--model", "some/model", "--out", tmp_path / "x", code=1, **cut
     )
     assert "error: some/model: no tokenizer can be loaded from it" in done.stderr and (tmp_path / "tried").exists()
 
 
 def test_without_the_git_program(start, tmp_path):
-    call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *SHORT, PATH="")
+    call_apart("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *SHORT, PATH="")
     assert json.loads((tmp_path / "run" / "args.json").read_text())["git_revision"] is None
 
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.conftest import REPO, call, made_once, read_jsonl
+from tests.conftest import REPO, SHORT, call_apart, made_once, read_jsonl
 from tests.test_resume import begin, steps_taken, wait_for
 
 SIZES = ["--steps", 20, "--batch-size", 4, "--eval-every", 10, "--eval-prompts", 9, "--kl-prompts", 5, "--eval-batch-size", 4]
@@ -36,7 +36,7 @@ def alone(start, tmp_path_factory):
 
     def run(folder):
         for script in ("ipo_offline", "ipo_online"):
-            call("tests/in_double.py", script, "--start", start, *SIZES, "--out", folder / script)
+            call_apart("tests/in_double.py", script, "--start", start, *SIZES, "--out", folder / script)
 
     return made_once(tmp_path_factory, "alone", run)
 
@@ -46,7 +46,7 @@ def alone(start, tmp_path_factory):
 def test_two_processes_compute_what_one_computes(script, kind, start, alone, tmp_path):
     """float64: losses to 1e-9 over 20 steps, the sampled texts to the letter, every evaluation, the final weights."""
     command = ["tests/in_double.py", script, "--start", start, *SIZES, "--device", "cpu", "--out", tmp_path / "run"]
-    done = call(*launch(kind), *command)
+    done = call_apart(*launch(kind), *command)
     assert done.stdout.count(f"wrote {tmp_path}/run") == 1
     one, two = alone / script, tmp_path / "run"
     for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
@@ -67,19 +67,8 @@ def test_two_processes_compute_what_one_computes(script, kind, start, alone, tmp
 
 
 def test_first_losses_agree_in_fp32(start, runs, tmp_path):
-    command = ["ipo_offline.py", "--start", start, "--steps", 3, "--batch-size", 4, "--eval-every", 2]
-    call(
-        *launch("data parallel"),
-        *command,
-        "--eval-prompts",
-        8,
-        "--kl-prompts",
-        4,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "run",
-    )
+    command = ["ipo_offline.py", "--start", start, *SHORT, "--device", "cpu", "--out", tmp_path / "run"]
+    call_apart(*launch("data parallel"), *command)
     ours, theirs = (read_jsonl(folder / "metrics.jsonl") for folder in (tmp_path / "run", runs["ipo_offline"]))
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-5)
     assert ours[1]["loss"] == pytest.approx(theirs[1]["loss"], rel=1e-4)
@@ -97,8 +86,8 @@ def test_killed_it_ends_in_a_line_and_goes_on(kind, start, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode not in (0, None)
     assert "error: another process of this run has ended" in errors or "Signal 9 (SIGKILL)" in errors
-    call(*command, tmp_path / "run")
-    call(*command, tmp_path / "whole")
+    call_apart(*command, tmp_path / "run")
+    call_apart(*command, tmp_path / "whole")
     for name in ("metrics.jsonl", "policy/model.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

@@ -124,17 +124,8 @@ def test_a_stream_of_another_model_is_refused(tmp_path):
 
 def test_pairs_from_one_policy_or_two(start, runs, tmp_path):
     """Prompts of the data, row by row; labels are the judge's; an offline script trains on them."""
-    command = [
-        "-m",
-        "prepare.pairs",
-        "--judge",
-        start / "golden",
-        "--dataset",
-        start / "d_golden",
-        "--pairs",
-        24,
-        "--policies",
-    ]
+    asked = ["--dataset", start / "d_golden", "--pairs", 24]
+    command = ["-m", "prepare.pairs", "--judge", start / "golden", *asked, "--policies"]
     final = runs["ipo_online"] / "policy"
     call(*command, final, "--out", tmp_path / "one")
     call(*command, start / "sft", final, "--out", tmp_path / "two")
