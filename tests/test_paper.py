@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import tyro
+from matplotlib.figure import Figure
 
 from paper import __main__ as paper
 from paper import ahead, betas, fig1, fig4, fig9, fig12, fig13, jobs, judges, sizes
@@ -175,6 +176,7 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     made, before = len(calls), {job: job.stat().st_mtime_ns for job in (tmp_path / "results").rglob("*.gz")}
     assert made > 45 and not list((tmp_path / "runs").rglob("*.partial"))
     (tmp_path / "runs").rename(tmp_path / "gone")  # the kept results are enough
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **options: None)
     paper.main(args)
     assert len(calls) == made and page == (tmp_path / "findings.md").read_text()
     assert before == {job: job.stat().st_mtime_ns for job in (tmp_path / "results").rglob("*.gz")}
