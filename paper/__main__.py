@@ -17,10 +17,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import check_ranges, run_command
+from common import check_ranges, fail, run_command
 from paper import agreement, findings, frontier
-from paper.findings import EXPERIMENTS, done_seeds, effect_table
-from paper.jobs import WORLDS, Job, World, make, plan
+from paper.findings import EXPERIMENTS, done_seeds, effect_table, experiments_of
+from paper.jobs import WORLDS, Job, World, make, plan, tell_stale
 
 
 @dataclass
@@ -72,6 +72,8 @@ def run(args: Make, names: list[str]) -> None:
     """Make what experiments lack, or list it; then print and draw the one, or write the page of all."""
     check_ranges(args, zero=())
     world = World(**{**vars(WORLDS[args.world]), "runs": args.runs, "results": args.results})
+    if other := [name for name in names if name not in experiments_of(world)]:
+        fail(f"{', '.join(other)}: not made in the world {world.name}; there: {', '.join(experiments_of(world))}")
     asked = {name: args.seeds or EXPERIMENTS[name].SEEDS for name in names}
     jobs = [job for name, seeds in asked.items() for seed in seeds for job in EXPERIMENTS[name].jobs(world, seed)]
     if args.list:
@@ -81,6 +83,7 @@ def run(args: Make, names: list[str]) -> None:
         print(f"{len(todo)} jobs to make: about {hours(todo):.1f} core-hours")
         return
     make(jobs, args.jobs)
+    tell_stale(jobs)
     if len(names) > 1:
         findings.main(findings.Args(args.page, args.pictures, args.results))
         return
@@ -93,7 +96,7 @@ def main(args) -> None:
         if isinstance(args, module.Args):
             return module.main(args)
     name = type(args).__name__
-    run(args, list(EXPERIMENTS) if name == "all" else [name])
+    run(args, list(experiments_of(WORLDS[args.world])) if name == "all" else [name])
 
 
 if __name__ == "__main__":

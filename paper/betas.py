@@ -6,8 +6,8 @@ times the steps too. The question of the house, not of the paper, which ran IPO 
 
 import importlib
 
-from paper.compare import Groups, Report, compared, draw, group_table, judged, judges_of, load_curve
-from paper.fig1 import offline_run
+from paper.compare import Groups, Report, compared, draw, group_table, judged, judges_of
+from paper.fig1 import offline_run, whole, with_beginnings
 from paper.frontier import NAMES
 from paper.jobs import Job, World, run_of
 
@@ -24,7 +24,7 @@ def runs(world: World, seed: int, loss: str) -> tuple[list[Job], list[Job]]:
 
 
 def jobs(world: World, seed: int) -> list[Job]:
-    return [job for loss in LOSSES for side in runs(world, seed, loss) for job in side]
+    return with_beginnings([job for loss in LOSSES for side in runs(world, seed, loss) for job in side])
 
 
 def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
@@ -33,7 +33,7 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
         sides = {s: runs(world, s, loss) for s in seeds}
         groups: Groups = {"online": {}, "offline": {}}
         for s, (online, offline) in sides.items():
-            groups["online"][s], groups["offline"][s] = [load_curve(j) for j in online], [load_curve(j) for j in offline]
+            groups["online"][s], groups["offline"][s] = [whole(j) for j in online], [whole(j) for j in offline]
         draw(f"{NAMES[loss]}, three betas, {len(seeds)} seeds", groups, f"{out}_{loss}")
         text.append(f"{NAMES[loss]}:\n\n{group_table(groups)}")
         for first, judge in enumerate(judges_of(groups)):

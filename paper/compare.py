@@ -1,6 +1,8 @@
 """How runs are compared: win rates at equal KL and at the peak, differences seed by seed, and what may be said of them.
 
 The win rate at k nats is interpolated in log KL between the two evaluations of a curve's first crossing, never extrapolated.
+A curve that crosses before its first evaluation has none at that KL, even if it comes back: so all curves that are compared
+have their first evaluations at the same steps.
 Whatever is chosen, the best run at k nats or the best evaluation of all, is chosen on one half of the evaluation prompts and
 reported on the other, and the other way round: the best of many noisy numbers is too good otherwise. What is left is that
 noise sometimes chooses a run that is not quite the best, which understates the side that has more to choose from.
@@ -60,18 +62,19 @@ def join(beginning: Job, run: Job) -> Curve:
     return replace(rest, evals=first.evals + rest.evals[after], wins=torch.cat([first.wins, rest.wins[after]]))
 
 
-def at_kl(curve: Curve, nats: float) -> torch.Tensor | None:
+def at_kl(curve: Curve, nats: float, every: bool = False) -> torch.Tensor | None:
     """(J, P) each prompt's verdicts where the curve first crosses so many nats, linear in log KL between two evaluations.
 
-    None where it never does, or does before its first evaluation after an update: nothing is extrapolated.
+    None where it never does, or does before its first evaluation after an update: nothing is extrapolated. every: the mean
+    over all crossings from below, those left out for which there are no two evaluations.
     """
-    for i, (low, high) in enumerate(zip(curve.kl, curve.kl[1:])):
-        if low < nats <= high:
-            if i == 0:  # from SFT, at 0 nats
-                return None
-            share = math.log(nats / low) / math.log(high / low)
-            return (1 - share) * curve.wins[i] + share * curve.wins[i + 1]
-    return None
+    crossings = [i for i, (low, high) in enumerate(zip(curve.kl, curve.kl[1:])) if low < nats <= high]
+    values = []
+    for i in crossings if every else crossings[:1]:
+        if i > 0:  # else it comes from SFT, at 0 nats
+            share = math.log(nats / curve.kl[i]) / math.log(curve.kl[i + 1] / curve.kl[i])
+            values.append((1 - share) * curve.wins[i] + share * curve.wins[i + 1])
+    return torch.stack(values).mean(0) if values else None
 
 
 def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
@@ -85,9 +88,9 @@ def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     return values, chosen
 
 
-def best_at_kl(curves: list[Curve], nats: float) -> torch.Tensor | None:
+def best_at_kl(curves: list[Curve], nats: float, every: bool = False) -> torch.Tensor | None:
     """(J, P) the best of all curves that cross so many nats; None where none does."""
-    candidates = [value for curve in curves if (value := at_kl(curve, nats)) is not None]
+    candidates = [value for curve in curves if (value := at_kl(curve, nats, every)) is not None]
     return best_of(candidates)[0] if candidates else None
 
 
@@ -98,9 +101,9 @@ def peak(curves: list[Curve]) -> tuple[torch.Tensor, float]:
     return values, sum(kl[i] for i in chosen) / 2
 
 
-def ahead_at_kl(first: list[Curve], second: list[Curve]) -> torch.Tensor | None:
-    """(J, P) how far the first curves are ahead at equal KL: the mean over those of `NATS` that both reach."""
-    pairs = [(best_at_kl(first, nats), best_at_kl(second, nats)) for nats in NATS]
+def ahead_at_kl(first: list[Curve], second: list[Curve], levels=NATS, every: bool = False) -> torch.Tensor | None:
+    """(J, P) how far the first curves are ahead at equal KL: the mean over those levels, in nats, that both reach."""
+    pairs = [(best_at_kl(first, nats, every), best_at_kl(second, nats, every)) for nats in levels]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     return torch.stack(differences).mean(0) if differences else None
 
@@ -154,6 +157,8 @@ def effect(experiment: str, claim: str, differences: dict[int, torch.Tensor | No
 def compared(experiment: str, groups: Groups, first: str, second: str, told: str = "", **options) -> list[Effect]:
     """How far one group is ahead of another, at equal KL and at the peak; a seed that one of them lacks is left out."""
     seeds = [seed for seed in groups[first] if seed in groups[second]]
+    if len({curve.evals[1]["step"] for side in (first, second) for seed in seeds for curve in groups[side][seed]}) > 1:
+        raise ValueError(f"{first} and {second}: curves with first evaluations at different steps do not compare at equal KL")
     told = told or f"{first} ahead of {second}"
     effects = []
     for where, ahead in (("equal KL", ahead_at_kl), ("the peak", ahead_at_peak)):

@@ -9,8 +9,8 @@ The paper: pairs of the best policy are not the best data (Figure 5: its policy 
 at least one side comes from where the training starts, SFT; quality and contrast alone do not.
 """
 
-from paper.compare import Groups, Report, compared, draw, group_table, load_curve
-from paper.fig1 import offline_run, online_run
+from paper.compare import Groups, Report, compared, draw, group_table
+from paper.fig1 import offline_run, online_run, whole, with_beginnings
 from paper.fig4 import golden_curves, short_run
 from paper.fig4 import jobs as jobs_of_fig4
 from paper.jobs import Job, Part, World
@@ -50,15 +50,15 @@ def long_run(world: World, seed: int) -> Job:
 
 def jobs(world: World, seed: int) -> list[Job]:
     runs = [job for sides in SETS.values() for job in trained(world, seed, sides)]
-    return [*jobs_of_fig4(world, seed), *runs, long_run(world, seed)]
+    return [*jobs_of_fig4(world, seed), *with_beginnings([*runs, long_run(world, seed)])]
 
 
 def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
-    groups: Groups = {"online": {s: [load_curve(online_run(world.start(s)))] for s in seeds}}
+    groups: Groups = {"online": {s: [whole(online_run(world.start(s)))] for s in seeds}}
     groups["D_golden"] = {s: golden_curves(world, s)[: len(RATES)] for s in seeds}
-    groups |= {name: {s: [load_curve(j) for j in trained(world, s, sides)] for s in seeds} for name, sides in SETS.items()}
+    groups |= {name: {s: [whole(j) for j in trained(world, s, sides)] for s in seeds} for name, sides in SETS.items()}
     draw(f"Figure 12, {len(seeds)} seeds", groups, out)
-    groups["final against final, 5x steps"] = {s: [load_curve(long_run(world, s))] for s in seeds}
+    groups["final against final, 5x steps"] = {s: [whole(long_run(world, s))] for s in seeds}
     effects = []
     for figure, first, second, sign in (
         ("fig5", "online", "final against final, 5x steps", 1),

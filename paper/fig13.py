@@ -6,8 +6,8 @@ shuffled within windows of 4 and of 50 of the 400 batches (the paper: 4 and 500 
 The paper: a little shuffling costs nothing, much of it does. On-policy sampling need not be exact.
 """
 
-from paper.compare import Effect, Report, compared, draw, group_table, load_curve
-from paper.fig1 import online_run
+from paper.compare import Effect, Report, compared, draw, group_table
+from paper.fig1 import online_run, whole, with_beginnings
 from paper.jobs import Job, Part, World, read, run_of
 
 SEEDS = (1, 2, 3)
@@ -21,13 +21,13 @@ def shuffled(world: World, seed: int, level: str) -> Job:
 
 
 def jobs(world: World, seed: int) -> list[Job]:
-    return [online_run(world.start(seed)), *(shuffled(world, seed, level) for level in LEVELS.values())]
+    return with_beginnings([online_run(world.start(seed)), *(shuffled(world, seed, level) for level in LEVELS.values())])
 
 
 def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
     online = {s: online_run(world.start(s)) for s in seeds}
-    groups = {"online": {s: [load_curve(job)] for s, job in online.items()}}
-    groups |= {name: {s: [load_curve(shuffled(world, s, level))] for s in seeds} for name, level in LEVELS.items()}
+    groups = {"online": {s: [whole(job)] for s, job in online.items()}}
+    groups |= {name: {s: [whole(shuffled(world, s, level))] for s in seeds} for name, level in LEVELS.items()}
     draw(f"Figure 13, {len(seeds)} seeds", groups, out)
     same = {
         s: float(read(job)["metrics"]["all"] == read(shuffled(world, s, "none"))["metrics"]["all"])

@@ -7,8 +7,8 @@ The paper: the shuffled stream improves little over plain offline, and a large g
 which is to say that the pairs come from the policy as it is at that moment.
 """
 
-from paper.compare import Curve, Groups, Report, compared, draw, group_table, join, load_curve
-from paper.fig1 import beginning, offline_run, online_run
+from paper.compare import Curve, Groups, Report, compared, draw, group_table
+from paper.fig1 import offline_run, online_run, whole, with_beginnings
 from paper.jobs import Job, Part, World, run_of
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -32,18 +32,17 @@ def on_golden(world: World, seed: int) -> list[Job]:
 
 
 def golden_curves(world: World, seed: int) -> list[Curve]:
-    return [join(beginning(job), job).until(world.steps) for job in on_golden(world, seed)]
+    return [whole(job).until(world.steps) for job in on_golden(world, seed)]
 
 
 def jobs(world: World, seed: int) -> list[Job]:
-    golden = on_golden(world, seed)
-    return [online_run(world.start(seed)), *on_stream(world, seed), *golden, *map(beginning, golden)]
+    return with_beginnings([online_run(world.start(seed)), *on_stream(world, seed), *on_golden(world, seed)])
 
 
 def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
     groups: Groups = {
-        "online": {s: [load_curve(online_run(world.start(s)))] for s in seeds},
-        "offline on its shuffled stream": {s: [load_curve(job) for job in on_stream(world, s)] for s in seeds},
+        "online": {s: [whole(online_run(world.start(s)))] for s in seeds},
+        "offline on its shuffled stream": {s: [whole(job) for job in on_stream(world, s)] for s in seeds},
         "offline on D_golden": {s: golden_curves(world, s) for s in seeds},
     }
     draw(f"Figure 4, {len(seeds)} seeds", groups, out)

@@ -3,6 +3,7 @@
 Nothing in it is typed by hand but the explanations, which stand at the end of each experiment's file (WHAT_CAME_OUT).
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from common import fail
 from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, judges, sizes
 from paper.compare import Effect, Report, table_of
 from paper.frontier import NAMES
-from paper.jobs import WORLDS, World, read, stale
+from paper.jobs import WORLDS, World, tell_stale
 
 EXPERIMENTS = {
     "fig1": fig1,
@@ -61,6 +62,11 @@ class Args:
     """folder of the kept results"""
 
 
+def experiments_of(world: World) -> dict:
+    """{name: module} of those that can be made in a world."""
+    return {name: module for name, module in EXPERIMENTS.items() if name in (world.experiments or EXPERIMENTS)}
+
+
 def done_seeds(experiment, world: World) -> tuple[int, ...]:
     """The seeds for which an experiment has all its results."""
     return tuple(s for s in experiment.SEEDS if all(job.result.exists() for job in experiment.jobs(world, s)))
@@ -70,7 +76,8 @@ def effect_table(effects: list[Effect], command: bool = False) -> str:
     """A row for each effect."""
     rows = []
     for e in effects:
-        values = ", ".join(f"{value:+.3f}" for value in e.values.values())
+        some = list(e.values) != list(range(1, len(e.values) + 1))  # not all seeds have one
+        values = ", ".join(f"{seed}: {value:+.3f}" if some else f"{value:+.3f}" for seed, value in e.values.items())
         interval = f"{e.mean - e.half_width:+.3f} to {e.mean + e.half_width:+.3f}" if len(e.values) > 1 else "-"
         mean = f"{e.mean:+.3f}" if e.values else "-"
         prompts = f"{sum(e.errors.values()) / len(e.errors):.3f}" if e.errors else "-"
@@ -88,30 +95,37 @@ def section(name: str, experiment, world: World, report: Report, seeds: tuple[in
     parts = [f"## {title.rstrip('.')}{where}", text.strip(), command]
     for picture in sorted(Path(pictures).glob(f"{world.name}_{name}*.png")):
         if picture.stem in (f"{world.name}_{name}", *(f"{world.name}_{name}_{loss}" for loss in NAMES)):
-            parts.append(f"![{title.rstrip('.')}]({picture.relative_to(page.parent)})")
+            parts.append(f"![{title.rstrip('.')}]({os.path.relpath(picture, page.parent)})")
     parts += [report.text] + [effect_table(report.effects)] * bool(report.effects)
     comment = getattr(experiment, "WHAT_CAME_OUT", "").strip()
     return "\n\n".join(parts + [comment] * bool(comment and world.name == "reviews"))
 
 
 def main(args: Args) -> None:
-    reports, old = {}, []
+    reports, used = {}, []
     for world in (World(**{**vars(world), "results": args.results}) for world in WORLDS.values()):
-        for name, experiment in EXPERIMENTS.items():
+        for name, experiment in experiments_of(world).items():
             if seeds := done_seeds(experiment, world):
                 out = str(Path(args.pictures, f"{world.name}_{name}"))
                 reports[world.name, name] = experiment, world, experiment.report(world, seeds, out), seeds
-                old += stale([job for seed in seeds for job in experiment.jobs(world, seed)])
+                used += [job for seed in seeds for job in experiment.jobs(world, seed)]
     if not reports:
         fail(f"{args.results}: no experiment has all its results for any seed; make one by `python -m paper fig1`")
     effects = [e for _, _, report, _ in reports.values() for e in report.effects]
     parts = [HEAD.strip(), "## The primary claims", effect_table([e for e in effects if e.primary])]
     parts += ["## All claims in one table", effect_table([e for e in effects if not e.primary], command=True)]
     parts += [section(name, *four[:3], four[3], args.pictures, Path(args.out)) for (_, name), four in reports.items()]
+    missing = [
+        name if world.name == "reviews" else f"{name} on {world.name}260K"
+        for world in WORLDS.values()
+        for name in experiments_of(world)
+        if (world.name, name) not in reports
+    ]
+    if missing:
+        parts += [
+            "## What has not been run",
+            f"`python -m paper` lists these, and they have no results yet: {', '.join(missing)}.",
+        ]
     Path(args.out).write_text("\n\n".join(parts) + "\n")
-    missing = [f"{name} ({world})" for world in WORLDS for name in EXPERIMENTS if (world, name) not in reports]
-    print(f"wrote {args.out}" + (f"; without results: {', '.join(missing)}" if missing else ""))
-    if old:
-        revisions = {read(job)["args"]["git_revision"] for job in old if "args" in read(job)}
-        count = len({job.result for job in old})
-        print(f"{count} results were made by other code than today's, at {revisions}; to make one anew, delete it")
+    print(f"wrote {args.out}")
+    tell_stale(used)

@@ -40,6 +40,7 @@ class World:
     run: dict = field(default_factory=dict)  # further arguments of every script, e.g. the limits of lengths
     steps: int = 400  # of an online run; the others' follow from it
     learning_rate: float = 5e-4
+    experiments: tuple[str, ...] = ()  # that can be made in it; () = all
     runs: str = "runs/paper"
     results: str = "docs/results"
 
@@ -75,6 +76,7 @@ WORLDS = {
         run={"max_prompt_tokens": 64, "max_response_tokens": 48},
         steps=200,
         learning_rate=1e-4,
+        experiments=("fig1", "fig4", "fig12"),
     ),
 }
 
@@ -202,6 +204,8 @@ def make_folder(job: Job) -> None:
     """Make a job's folder aside, or go on with it, and rename it when it is complete."""
     if job.folder.exists():
         return
+    if code_of.__wrapped__(job.module) != code_of(job.module):
+        fail(f"{job.module}: its code has changed since this command began; repeat the command")
     aside, log = job.folder.with_name(f"{job.folder.name}.partial"), job.folder.with_name(f"{job.folder.name}.log")
     call(["-m", *job.arguments, *["--resume"] * job.is_run, "--out", str(aside)], log)
     aside.rename(job.folder)
@@ -275,13 +279,20 @@ def make(jobs: list[Job], workers: int) -> None:
             for future in tqdm(as_completed(futures.values()), total=len(todo), desc="jobs", unit="job", disable=not todo):
                 future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # those that are at it end first
             raise
 
 
 def stale(jobs: list[Job]) -> list[Job]:
     """The jobs whose kept result was made by other code or arguments than today's."""
     return [job for job in jobs if job.result.exists() and read(job)["digest"] != job.digest]
+
+
+def tell_stale(jobs: list[Job]) -> None:
+    """A line if kept results were made by other code."""
+    if old := {job.result: job for job in stale(jobs)}:
+        revisions = {read(job)["args"]["git_revision"] for job in old.values() if "args" in read(job)}
+        print(f"{len(old)} results were made by other code than today's, at {revisions}; to make one anew, delete it")
 
 
 @cache

@@ -8,9 +8,9 @@ golden, on the last fifth of the pairs that the online run sampled.
 The question (measurements before this project saw the order flip with a weak judge): is that accuracy the cause?
 """
 
-from paper.compare import Report, best_at_kl, compared, judged, judges_of, load_curve, peak, spread, table_of
+from paper.compare import Report, best_at_kl, compared, judged, judges_of, peak, spread, table_of
 from paper.curves import offline_default
-from paper.fig1 import online_run
+from paper.fig1 import online_run, whole, with_beginnings
 from paper.fig6 import classified
 from paper.jobs import Job, Part, World, read, run_of
 
@@ -50,14 +50,15 @@ def classify(online: Job, label: str) -> Job:
 
 
 def jobs(world: World, seed: int) -> list[Job]:
-    return [job for triple in triples(world, seed).values() for job in triple]
+    made = triples(world, seed).values()
+    return [*with_beginnings([run for triple in made for run in triple[:2]]), *(classified for *_, classified in made)]
 
 
 def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
     rows, effects = [], []
     for name in triples(world, seeds[0]):
         made = {s: triples(world, s)[name] for s in seeds}
-        groups = {side: {s: [load_curve(t[i])] for s, t in made.items()} for i, side in enumerate(("online", "offline"))}
+        groups = {side: {s: [whole(t[i])] for s, t in made.items()} for i, side in enumerate(("online", "offline"))}
         right = [sum(next(iter(read(t[2])["result"]["accuracy"].values()))[-2:]) / 2 for t in made.values()]
         cells = [spread(right)]
         for by_seed in groups.values():

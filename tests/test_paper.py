@@ -38,6 +38,11 @@ def test_win_rate_at_a_kl_is_interpolated_in_log_kl_at_the_first_crossing():
     assert golden(at_kl(c, 3.0)) == pytest.approx([0.2 + 0.4 * share, 0.4])  # the first crossing, not 2 -> 9
     assert at_kl(c, 5.0) is not None and at_kl(c, 9.5) is None  # never beyond the end
     assert at_kl(c, 0.5) is None  # nor from 0 nats, whose logarithm is none
+    assert golden(at_kl(c, 3.0, every=True)) == pytest.approx(  # both of its crossings
+        [(0.2 + 0.4 * share + math.log(1.5) / math.log(4.5)) / 2, (0.4 + math.log(1.5) / math.log(4.5)) / 2]
+    )
+    assert at_kl(c, 1.0) is None and at_kl(curve([0, 2, 0.5, 4], [[0], [1], [0], [1]]), 1.0) is None
+    assert golden(at_kl(curve([0, 2, 0.5, 2], [[0], [1], [0], [1]]), 1.0, every=True)) == pytest.approx([0.5])
     assert at_kl(c.until(1), 2.0) is None and [row["step"] for row in c.until(1).evals] == [0, 1]
 
 
@@ -60,6 +65,10 @@ def test_sides_are_compared_where_both_are():
     assert golden(ahead_at_kl([online], offline)) == pytest.approx([0.2, 0.2])
     assert golden(ahead_at_kl([online], offline + worse)) == pytest.approx([0.2, 0.2])  # the better of the pool
     assert ahead_at_kl([online], [curve([0, 0.2, 0.9], [[0, 0], [0, 0], [1, 1]])]) is None
+    assert golden(ahead_at_kl([online], offline, levels=(2,))) == pytest.approx([0.3, 0.3])
+    late = curve([0, 1, 2], [[0, 0], [0.1, 0.1], [0.1, 0.1]], steps=[0, 5, 10])
+    with pytest.raises(ValueError, match="first evaluations at different steps"):
+        compared("x", {"a": {1: [online]}, "b": {1: [late]}}, "a", "b")
     groups = {"a": {1: [online], 2: [online]}, "b": {1: offline, 2: worse}}
     at_equal_kl, at_peak = compared("x", groups, "a", "b")
     assert at_equal_kl.values == pytest.approx({1: 0.2, 2: (0.2 + 0.4) / 2 - 0}) and at_equal_kl.errors == {1: 0, 2: 0}
@@ -95,6 +104,14 @@ def test_jobs_are_named_by_what_they_depend_on(tmp_path, monkeypatch):
         run_of(start, "ipo_offline", "a", dataset=Part(other, "stream")).digest != stream.digest
     )  # what it reads has changed
     assert jobs.digest_of("x = 1  # a remark") == jobs.digest_of('"""A docstring."""\nx = 1') != jobs.digest_of("x = 2")
+
+
+def test_online_early():
+    """After 2 steps online stands at 1 nat with 0.2; the pool crosses 1 nat half way, in log KL, between 0.3 and 0.5."""
+    online = curve([0, 3.0, 1.0, 2.0], [[0], [0.3], [0.2], [0.4]])
+    pool = [curve([0, 0.5, 2], [[0], [0.3], [0.5]])]
+    assert golden(fig1.early_lead(online, pool, 2)) == pytest.approx([0.2 - 0.4])
+    assert fig1.early_lead(online, [curve([0, 0.5], [[0], [0.3]])], 2) is None
 
 
 def test_the_documented_sweep():
@@ -161,13 +178,14 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     for experiment in EXPERIMENTS.values():
         monkeypatch.setattr(experiment, "SEEDS", (7,))
     folders = {"runs": world.runs, "results": world.results, "pictures": str(tmp_path / "pictures")}
-    args = paper.KINDS["all"](**folders, page=str(tmp_path / "findings.md"))
+    args = paper.KINDS["all"](**folders, page=str(tmp_path / "pages" / "findings.md"))
+    (tmp_path / "pages").mkdir()
     paper.main(args)
-    page = (tmp_path / "findings.md").read_text()
+    page = (tmp_path / "pages" / "findings.md").read_text()
     for name, experiment in EXPERIMENTS.items():
         assert f"## {experiment.__doc__.splitlines()[0].rstrip('.')}" in page and f"python -m paper {name}  " in page
-    assert "the stream in its order is the online run, to the bit (1: yes) | +1.000 |" in page
-    assert page.count("(pictures/reviews_") == len(EXPERIMENTS) + 2  # judges has none, curves one for each loss
+    assert "the stream in its order is the online run, to the bit (1: yes) | 7: +1.000 |" in page
+    assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 2  # judges has none, curves one for each loss
     online = fig1.online_run(world.start(7))
     rows, kept = read_jsonl(online.folder / "evals.jsonl"), load_curve(online)
     assert kept.kl == [row["kl"] for row in rows] and kept.judges == ["golden", "rule"]
@@ -178,7 +196,7 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     (tmp_path / "runs").rename(tmp_path / "gone")  # the kept results are enough
     monkeypatch.setattr(Figure, "savefig", lambda *args, **options: None)
     paper.main(args)
-    assert len(calls) == made and page == (tmp_path / "findings.md").read_text()
+    assert len(calls) == made and page == (tmp_path / "pages" / "findings.md").read_text()
     assert before == {job: job.stat().st_mtime_ns for job in (tmp_path / "results").rglob("*.gz")}
 
     # a job whose result is missing brings back the folders that it reads, and nothing else; its bytes are the same
@@ -217,9 +235,13 @@ def test_a_failed_job_is_named_with_its_log(start, tmp_path):
 def test_the_command_line(tmp_path):
     text = call("-m", "paper").stdout
     assert all(name in text for name in EXPERIMENTS) and "core-hours" in text
+    done = call("-m", "paper", "fig1", "--world", "stories", "--list", "--seeds", 1)
+    assert "jobs to make" in done.stdout
+    done = call("-m", "paper", "sizes", "--world", "stories", code=1)
+    assert done.stderr == "error: sizes: not made in the world stories; there: fig1, fig4, fig12\n"
     folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     text = call("-m", "paper", "fig13", "--list", "--seeds", 1, 2, *folders).stdout
-    assert "12 jobs to make: about" in text and text.count("ipo_offline__stream__shuffle") == 8
+    assert "22 jobs to make: about" in text and text.count("ipo_offline__stream__shuffle") == 16
     done = call("-m", "paper", "findings", "--results", tmp_path / "results", "--out", tmp_path / "page.md", code=1)
     assert "no experiment has all its results for any seed" in done.stderr and not (tmp_path / "page.md").exists()
 
