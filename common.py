@@ -335,9 +335,10 @@ class Log:
 
     def __call__(self, name: str, row: dict) -> None:
         self.files[name].write(json.dumps(row) + "\n")
+        done = row["step"] + (name != "evals")  # updates: an evaluation has their number, and steps are counted from 0
         for key, value in row.items():
             if isinstance(value, (int, float)):
-                self.writer.add_scalar(f"{name}/{key}", value, row["step"])
+                self.writer.add_scalar(f"{name}/{key}", value, done)
 
 
 def open_log(args, out: Path, done: int):
@@ -361,12 +362,15 @@ STREAM = "stream/train.jsonl"
 
 
 def save_stream(out: Path, pairs: list[tuple]) -> None:
-    """Append pairs, (prompt, chosen, rejected, margin), to the run's stream as ids: text would not always give them back."""
+    """Append pairs, (prompt, chosen, rejected, margin), to the run's stream as ids: text would not always give them back.
+
+    The margin is kept as the judge's for chosen over rejected, which is never negative, in whichever order they were sampled.
+    """
     if not rank():
         (out / STREAM).parent.mkdir(exist_ok=True)
         with open(out / STREAM, "a") as file:
             columns = ("prompt_ids", "chosen_ids", "rejected_ids", "margin")
-            file.writelines(json.dumps(dict(zip(columns, pair))) + "\n" for pair in pairs)
+            file.writelines(json.dumps(dict(zip(columns, (*ids, margin and abs(margin))))) + "\n" for *ids, margin in pairs)
 
 
 def save_policy(path: Path, policy, tokenizer) -> None:
@@ -559,15 +563,22 @@ def load_policy(source: str, device: str, tokens: int):
 def recomputing(model, enabled: bool):
     """Within it, where enabled, a model's layers keep no activations and compute them again in the backward pass.
 
-    transformers does that in training mode alone; so the layers are in training mode, and the dropout inside them is not.
+    transformers does that in training mode alone; so the layers are in training mode, and all dropout is off: its modules are
+    in evaluation mode, and a layer that applies it itself, as OPT's does, finds a probability of 0 in itself and its config.
     """
     layers = layers_of(model) if enabled else []
+    owners = [vars(owner) for owner in (model.config, *layers)] if enabled else []
+    dropouts = [(own, name, value) for own in owners for name, value in own.items() if "drop" in name]
     if layers:  # transformers renames it on the way to version 6
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     for layer in layers:
         layer.training = True
+    for own, name, _ in dropouts:
+        own[name] = 0.0
     yield
+    for own, name, value in dropouts:
+        own[name] = value
     for layer in layers:
         layer.training = False
 
@@ -730,13 +741,15 @@ def load_stream(source: str, rows: list[dict], tokenizer, max_prompt_tokens: int
     """Preference pairs from a stream's ids; one that does not fit ends the program, since order and number are the point."""
     pairs, vocabulary = [], len(tokenizer)
     for number, row in enumerate(rows):
-        prompt, chosen, rejected = (row[f"{name}_ids"] for name in ("prompt", "chosen", "rejected"))
+        parts = prompt, chosen, rejected = [row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")]
+        if not all(isinstance(part, list) and part and all(type(i) is int and i >= 0 for i in part) for part in parts):
+            fail(f"{source}: row {number}: prompt_ids, chosen_ids and rejected_ids must be lists of ids, none of them empty")
         if max(prompt + chosen + rejected) >= vocabulary:
             fail(f"{source}: row {number}: has ids beyond the tokenizer's {vocabulary} tokens; it is another model's stream")
         if len(prompt) > max_prompt_tokens or max(len(chosen), len(rejected)) > max_response_tokens:
             fail(f"{source}: row {number}: is longer than --max-prompt-tokens or --max-response-tokens; take those of its run")
         pair = {"prompt": Prompt(prompt), "chosen": chosen, "rejected": rejected}
-        pairs.append({"row": number, **pair, "margin": row["margin"]})
+        pairs.append({"row": number, **pair, "margin": row.get("margin")})
     for pair, text in zip(pairs, tokenizer.batch_decode([pair["prompt"] for pair in pairs])):
         pair["text"] = text
     return pairs

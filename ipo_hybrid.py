@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from common import (
+    Batch,
     batch_order,
     begin_run,
     by_length,
@@ -79,7 +80,7 @@ class Args:
     out: str | None = None
     """folder of this run (default: runs/<start>/<script>__<seed>__<time>)"""
     resume: bool = False
-    """go on with the run in --out from its last checkpoint; one is kept after every evaluation"""
+    """go on with the run in --out from its last checkpoint, kept at an evaluation"""
     seed: int = 1
     """seed of everything random: the order of the data and every sampled token"""
     device: str = "auto"
@@ -130,7 +131,7 @@ class Args:
     """log to Weights & Biases too (needs `pip install wandb`)"""
 
 
-def choose(logits, uniforms):
+def choose(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """(N, 1) tokens at temperature 1: the inverse of the cumulative distribution of (N, V) logits at (N, 1) uniforms."""
     cdf = logits.float().softmax(-1).cumsum(-1)
     token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
@@ -138,7 +139,7 @@ def choose(logits, uniforms):
 
 
 @torch.no_grad()
-def sample(model, prompts, uniforms, tokenizer):
+def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, tokenizer) -> list[list[int]]:
     """Sample one response to each prompt at temperature 1, from the whole vocabulary: the policy itself, nothing sharper.
 
     prompts: N lists of ids. uniforms: (N, T) in [0, 1), one for each token that may be sampled, so that a response does
@@ -172,7 +173,7 @@ def sample(model, prompts, uniforms, tokenizer):
     return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
 
 
-def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
+def sample_in_parts(model, prompts: list, max_tokens: int, random: torch.Generator, tokenizer, width: int) -> list[list[int]]:
     """The same for any number of prompts, `width` of them at a time; random: the generator of their uniforms."""
     own = share(len(prompts))
     mine, uniforms = [prompts[i] for i in own], torch.rand(len(prompts), max_tokens, generator=random)[own]
@@ -180,7 +181,7 @@ def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
     return gather([y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)], len(prompts))
 
 
-def response_states(model, batch):
+def response_states(model, batch: Batch) -> torch.Tensor:
     """(M, H) what the model knows before each of the batch's M response tokens, row after row.
 
     The padding is on the right, where causal attention never looks: no mask is needed, and attention stays fused.
@@ -188,19 +189,19 @@ def response_states(model, batch):
     return model.base_model(batch.ids, use_cache=False).last_hidden_state[:, :-1][batch.mask[:, 1:]]
 
 
-def log_softmax(model, states):
+def log_softmax(model, states: torch.Tensor) -> torch.Tensor:
     """(M, V) log-probabilities of every possible token, in fp32 or finer."""
     logits = model.get_output_embeddings()(states)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def sum_by_row(batch, values):
+def sum_by_row(batch: Batch, values: torch.Tensor) -> torch.Tensor:
     """(N,) the sum of each row's part of M values, one for each response token."""
     mask = batch.mask[:, 1:]
     return torch.zeros_like(mask, dtype=values.dtype).masked_scatter(mask, values).sum(1)
 
 
-def sequence_logprob(model, batch):
+def sequence_logprob(model, batch: Batch) -> torch.Tensor:
     """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated.
 
     A vocabulary is wide: logits exist for `CHUNK` tokens at a time, and are computed again in the backward pass.
@@ -214,7 +215,7 @@ def sequence_logprob(model, batch):
     return sum_by_row(batch, torch.cat(chunks))
 
 
-def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta: float) -> torch.Tensor:
     """(B,) IPO: (h - 1 / (2 beta))^2, h being the chosen response's log-ratio minus the rejected one's.
 
     All arguments but beta: (B,) sequence log-probabilities. Azar et al. 2023 (arXiv 2310.12036), Eq. 17. Tang et al. 2024
@@ -225,7 +226,7 @@ def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_
 
 
 @torch.no_grad()
-def kl_to_sft(policy, sft, batch):
+def kl_to_sft(policy, sft, batch: Batch) -> torch.Tensor:
     """(N,) KL(policy || sft) along each response: exact over the vocabulary at every prefix, summed over its tokens.
 
     Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
@@ -239,7 +240,7 @@ def kl_to_sft(policy, sft, batch):
 
 
 @torch.no_grad()
-def pair_logprobs(model, pairs, tokenizer, width):
+def pair_logprobs(model, pairs: list[dict], tokenizer, width: int) -> torch.Tensor:
     """(N, 2) log pi(chosen | x) and log pi(rejected | x) of N pairs, `width` sequences at a time."""
     own, logprobs = share(len(pairs)), []
     for i in range(0, len(own), -(-width // 2)):
@@ -250,7 +251,7 @@ def pair_logprobs(model, pairs, tokenizer, width):
 
 
 @torch.no_grad()
-def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args):
+def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int, args: Args) -> tuple[dict, list[dict]]:
     """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
     prompts, width = evaluation.prompts, args.eval_batch_size
     random = generator(args.seed, step, "evaluate")
@@ -291,7 +292,7 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
     return row, [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
-def main(args):
+def main(args: Args) -> None:
     args.device = pick_device(args.device)
     check_args(args)
     out = choose_folder(args, Path(__file__).stem)
@@ -309,8 +310,9 @@ def main(args):
         evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)
     if args.compile:
         policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
-    if not 0 < round(args.offline_share * args.batch_size / processes()) < args.batch_size // processes():
-        fail(f"--offline-share {args.offline_share}: leaves one part of every batch of {args.batch_size} empty")
+    count = round(args.offline_share * args.batch_size)  # rows of each batch that are read
+    if not 0 < count < args.batch_size or count % processes():
+        fail(f"--offline-share {args.offline_share}: {count} of {args.batch_size} rows; some, not all, and as many a process")
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
     optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
@@ -333,10 +335,9 @@ def main(args):
     for step, indices in enumerate(bar, start=done):
         # ---- a batch of pairs: read a part of them; sample two responses to each other prompt, and ask the judge
         clock, own = [time.perf_counter()], [indices[i] for i in share(len(indices))]
-        count = round(args.offline_share * len(own))
-        read = [pairs[i] for i in own[:count]]
+        read = [pairs[i] for i in own[: count // processes()]]
         for t in range(step, min(step + args.sample_ahead, args.steps)) if not ahead else ():
-            own = share(len(order[t]))[count:]
+            own = share(len(order[t]))[count // processes() :]
             prompts = [pairs[order[t][i]]["prompt"] for i in own]
             uniforms = torch.rand(2, len(order[t]), args.max_response_tokens, generator=generator(args.seed, t, "sample"))
             with autocast:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from common import (
+    Batch,
     batch_order,
     begin_run,
     by_length,
@@ -76,7 +77,7 @@ class Args:
     out: str | None = None
     """folder of this run (default: runs/<start>/<script>__<seed>__<time>)"""
     resume: bool = False
-    """go on with the run in --out from its last checkpoint; one is kept after every evaluation"""
+    """go on with the run in --out from its last checkpoint, kept at an evaluation"""
     seed: int = 1
     """seed of everything random: the order of the data and every sampled token"""
     device: str = "auto"
@@ -123,7 +124,7 @@ class Args:
     """log to Weights & Biases too (needs `pip install wandb`)"""
 
 
-def choose(logits, uniforms):
+def choose(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """(N, 1) tokens at temperature 1: the inverse of the cumulative distribution of (N, V) logits at (N, 1) uniforms."""
     cdf = logits.float().softmax(-1).cumsum(-1)
     token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
@@ -131,7 +132,7 @@ def choose(logits, uniforms):
 
 
 @torch.no_grad()
-def sample(model, prompts, uniforms, tokenizer):
+def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, tokenizer) -> list[list[int]]:
     """Sample one response to each prompt at temperature 1, from the whole vocabulary: the policy itself, nothing sharper.
 
     prompts: N lists of ids. uniforms: (N, T) in [0, 1), one for each token that may be sampled, so that a response does
@@ -165,7 +166,7 @@ def sample(model, prompts, uniforms, tokenizer):
     return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
 
 
-def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
+def sample_in_parts(model, prompts: list, max_tokens: int, random: torch.Generator, tokenizer, width: int) -> list[list[int]]:
     """The same for any number of prompts, `width` of them at a time; random: the generator of their uniforms."""
     own = share(len(prompts))
     mine, uniforms = [prompts[i] for i in own], torch.rand(len(prompts), max_tokens, generator=random)[own]
@@ -173,7 +174,7 @@ def sample_in_parts(model, prompts, max_tokens, random, tokenizer, width):
     return gather([y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)], len(prompts))
 
 
-def response_states(model, batch):
+def response_states(model, batch: Batch) -> torch.Tensor:
     """(M, H) what the model knows before each of the batch's M response tokens, row after row.
 
     The padding is on the right, where causal attention never looks: no mask is needed, and attention stays fused.
@@ -181,19 +182,19 @@ def response_states(model, batch):
     return model.base_model(batch.ids, use_cache=False).last_hidden_state[:, :-1][batch.mask[:, 1:]]
 
 
-def log_softmax(model, states):
+def log_softmax(model, states: torch.Tensor) -> torch.Tensor:
     """(M, V) log-probabilities of every possible token, in fp32 or finer."""
     logits = model.get_output_embeddings()(states)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def sum_by_row(batch, values):
+def sum_by_row(batch: Batch, values: torch.Tensor) -> torch.Tensor:
     """(N,) the sum of each row's part of M values, one for each response token."""
     mask = batch.mask[:, 1:]
     return torch.zeros_like(mask, dtype=values.dtype).masked_scatter(mask, values).sum(1)
 
 
-def sequence_logprob(model, batch):
+def sequence_logprob(model, batch: Batch) -> torch.Tensor:
     """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated.
 
     A vocabulary is wide: logits exist for `CHUNK` tokens at a time, and are computed again in the backward pass.
@@ -207,7 +208,7 @@ def sequence_logprob(model, batch):
     return sum_by_row(batch, torch.cat(chunks))
 
 
-def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta):
+def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta: float) -> torch.Tensor:
     """(B,) SLiC: max(0, 1 - beta h), h being the chosen response's log-ratio minus the rejected one's.
 
     All arguments but beta: (B,) sequence log-probabilities. The hinge of Zhao et al. 2023 (arXiv 2305.10425) on log-ratios
@@ -218,7 +219,7 @@ def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_
 
 
 @torch.no_grad()
-def kl_to_sft(policy, sft, batch):
+def kl_to_sft(policy, sft, batch: Batch) -> torch.Tensor:
     """(N,) KL(policy || sft) along each response: exact over the vocabulary at every prefix, summed over its tokens.
 
     Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
@@ -232,7 +233,7 @@ def kl_to_sft(policy, sft, batch):
 
 
 @torch.no_grad()
-def pair_logprobs(model, pairs, tokenizer, width):
+def pair_logprobs(model, pairs: list[dict], tokenizer, width: int) -> torch.Tensor:
     """(N, 2) log pi(chosen | x) and log pi(rejected | x) of N pairs, `width` sequences at a time."""
     own, logprobs = share(len(pairs)), []
     for i in range(0, len(own), -(-width // 2)):
@@ -243,7 +244,7 @@ def pair_logprobs(model, pairs, tokenizer, width):
 
 
 @torch.no_grad()
-def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args):
+def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int, args: Args) -> tuple[dict, list[dict]]:
     """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
     prompts, width = evaluation.prompts, args.eval_batch_size
     random = generator(args.seed, step, "evaluate")
@@ -284,7 +285,7 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args
     return row, [dict(zip(columns, values)) for values in zip(*columns.values())]
 
 
-def main(args):
+def main(args: Args) -> None:
     args.device = pick_device(args.device)
     check_args(args)
     out = choose_folder(args, Path(__file__).stem)

@@ -15,9 +15,7 @@ import torch
 import tyro
 
 from common import (
-    Batch,
     check_ranges,
-    collate,
     fail,
     finished_folder,
     load_judge,
@@ -28,8 +26,10 @@ from common import (
     run_command,
     wins,
 )
-from ipo_online import sequence_logprob
+from ipo_online import pair_logprobs
 from paper.frontier import load_run
+
+WIDTH = 128  # sequences that a policy scores at a time
 
 
 @dataclass
@@ -46,19 +46,6 @@ class Args:
     """pairs at each of them, fewer where the run trained on fewer"""
     device: str = "auto"
     """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
-
-
-@torch.no_grad()
-def log_ratios(policy, reference, pairs: list[dict], tokenizer, device: str) -> torch.Tensor:
-    """(N,) h of N pairs: the first response's log-ratio to the reference minus the second's."""
-    h = []
-    for i in range(0, len(pairs), 64):
-        part = pairs[i : i + 64]
-        both = [p["prompt"] for p in part] * 2, [p["chosen"] for p in part] + [p["rejected"] for p in part]
-        batch: Batch = collate(*both, tokenizer, device)
-        chosen, rejected = (sequence_logprob(policy, batch) - sequence_logprob(reference, batch)).chunk(2)
-        h.append(chosen - rejected)
-    return torch.cat(h)
 
 
 def main(args: Args) -> None:
@@ -78,11 +65,15 @@ def main(args: Args) -> None:
     texts = ([p[name] for p in pairs] for name in ("prompt", "chosen", "rejected"))
     truth = margin(golden, *texts).double()
     verdicts = {"proxy": torch.tensor([float(p["chosen"] != p["rejected"]) for p in pairs])}  # it labelled the first as chosen
+    before = pair_logprobs(reference, pairs, tokenizer, WIDTH)
     for source in args.policies:
         policy, _ = load_policy(source, device, sum(limits))
-        verdicts[source] = log_ratios(policy, reference, pairs, tokenizer, device).cpu()
+        ratios = pair_logprobs(policy, pairs, tokenizer, WIDTH) - before
+        verdicts[source] = ratios[:, 0] - ratios[:, 1]  # h of the pair
     counted = (truth != 0).double().view(args.moments, -1)
     right = {name: (wins(values * truth.sign()).view(args.moments, -1) * counted).sum(1) for name, values in verdicts.items()}
+    if not counted.any(1).all():
+        fail(f"{args.run}: golden has no preference in any of a moment's {count} pairs; more --pairs may help")
     accuracy = {name: (values / counted.sum(1)).tolist() for name, values in right.items()}
     with finished_folder(args.out) as folder:
         row = {"pairs": ends, "counted": counted.sum(1).tolist(), "accuracy": accuracy}

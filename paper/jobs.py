@@ -101,12 +101,21 @@ def code_of(module: str) -> list[str]:
     return [digest_of(path.read_text()) for path in sorted(files) if path.exists()]
 
 
+WITHOUT_MEANING = ("annotation", "returns", "type_params", "type_comment", "ctx", "kind")  # for what is computed
+
+
 def digest_of(source: str) -> str:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            node.body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    """Of what the code does: comments, docstrings, types and the Python version make no difference."""
+
+    def plain(value):
+        if isinstance(value, list):
+            return [plain(v) for v in value if not (isinstance(v, ast.Expr) and isinstance(v.value, ast.Constant))]
+        if not isinstance(value, ast.AST):
+            return repr(value)
+        fields = ((name, field) for name, field in ast.iter_fields(value) if name not in WITHOUT_MEANING)
+        return [type(value).__name__, *([name, plain(field)] for name, field in fields if field not in (None, []))]
+
+    return hashlib.sha256(json.dumps(plain(ast.parse(source))).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,8 +113,8 @@ def make_golden_policy(args: Args) -> None:
     training = {name: getattr(args, name) for name in TRAINING}
     few = {"eval_every": max(1, args.policy_steps // 4), "eval_prompts": 64, "kl_prompts": 64}
     rates = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate, "seed": args.seed}
-    roles = {"start": out, "judge": f"{out}/golden", "golden": f"{out}/golden", "out": str(folder), "resume": True}
-    run = ipo_online.Args(**roles, **rates, **few, **training)
+    roles = {"model": f"{out}/sft", "dataset": f"{out}/d_golden", "judge": f"{out}/golden", "golden": f"{out}/golden"}
+    run = ipo_online.Args(start=out, **roles, **rates, **few, **training, out=str(folder), resume=True)
     if changed_arguments(run, folder):  # the start was moved, say, since this was begun
         shutil.rmtree(folder)
     if not (folder / "policy").exists():

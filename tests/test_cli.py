@@ -259,6 +259,13 @@ def test_too_little_memory_ends_in_a_line_that_says_what_to_lower():
         common.run_command(lambda args: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")).__next__(), None)
 
 
+@pytest.mark.parametrize("error", [torch.distributed.DistError("x"), RuntimeError("[gloo/transport/tcp/pair.cc] closed")])
+def test_the_end_of_another_process_ends_in_a_line(error):
+    """Which of the survivors comes to say so before the launcher ends them is chance, so the line is tested here."""
+    with pytest.raises(SystemExit, match=r"^error: another process of this run has ended \(.*--resume$"):
+        common.run_command(lambda args: (_ for _ in ()).throw(error).__next__(), None)
+
+
 NO_NETWORK = """
 import os, socket
 def refuse(*args, **options):

@@ -185,7 +185,14 @@ def test_any_row_is_either_three_texts_or_a_reason(row):
         assert all(isinstance(text, str) and text.strip() for text in (prompt, chosen, rejected))
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "other"]), CELL), max_size=4))
+IDS = st.sampled_from(["prompt_ids", "chosen_ids", "rejected_ids", "margin"])
+ID_ROW = st.dictionaries(IDS, st.one_of(st.lists(st.integers(-1, 10), max_size=3), st.integers(), st.none(), st.text()))
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "other"]), CELL), max_size=4)
+    | st.lists(ID_ROW | st.just({"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4, 1]}), max_size=4)
+)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_is_either_pairs_or_one_line(tmp_path, rows):
     """Whatever JSON its lines are: token ids within the limits, or an error of one line that names the file."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 
 import ipo_online
 from common import Batch, collate, recomputing
@@ -83,10 +83,17 @@ def test_chunks_over_the_vocabulary_change_nothing(family, monkeypatch):
     assert torch.allclose(*seen, rtol=1e-9, atol=1e-12)
 
 
-def test_recomputing_keeps_gradients_and_leaves_dropout_off():
+DROPPING = {  # in modules of its own, and by the layer itself
+    "gpt2": GPT2Config(vocab_size=10, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5, attn_pdrop=0.5),
+    "opt": OPTConfig(vocab_size=10, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_recomputing_keeps_gradients_and_leaves_dropout_off(name):
     """Gradient checkpointing of a model with dropout, which the policy must not have: the same gradients, layer by layer."""
-    config = GPT2Config(vocab_size=10, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5, attn_pdrop=0.5)
-    policy, seen = GPT2LMHeadModel(config).double().eval(), []
+    config = DROPPING[name]
+    policy, seen = AutoModelForCausalLM.from_config(config).double().eval(), []
     batch = collate([[2, 3]], [[4, 5, 1]], letter_tokenizer(), "cpu")
     for enabled in (False, True):
         kept = []
@@ -98,6 +105,7 @@ def test_recomputing_keeps_gradients_and_leaves_dropout_off():
         seen.append((torch.cat([p.grad.flatten() for p in policy.parameters()]), sum(kept)))
     assert torch.allclose(seen[0][0], seen[1][0], rtol=1e-12) and seen[1][1] < seen[0][1] / 2
     assert not any(module.training for module in policy.modules())
+    assert vars(policy.config)[{"gpt2": "resid_pdrop", "opt": "dropout"}[name]] == 0.5  # as it was
 
 
 def every_response(letters: int, length: int, eos: int):

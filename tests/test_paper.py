@@ -104,6 +104,9 @@ def test_jobs_are_named_by_what_they_depend_on(tmp_path, monkeypatch):
         run_of(start, "ipo_offline", "a", dataset=Part(other, "stream")).digest != stream.digest
     )  # what it reads has changed
     assert jobs.digest_of("x = 1  # a remark") == jobs.digest_of('"""A docstring."""\nx = 1') != jobs.digest_of("x = 2")
+    function = "def f(x, *, y=None):\n    return x"
+    assert jobs.digest_of(function) == jobs.digest_of(function.replace("x, *, y=None)", "x: int, *, y: str = None) -> int"))
+    assert len({jobs.digest_of(function), *(jobs.digest_of(function.replace(*w)) for w in (("*, ", ""), ("=None", "")))}) == 3
 
 
 def test_online_early():

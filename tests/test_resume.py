@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import ipo_online
 from tests.conftest import MINIATURE, REPO, call, read_jsonl
 
 LONG = ["--steps", 24, "--batch-size", 4, "--eval-every", 4, "--eval-prompts", 8, "--kl-prompts", 4]
@@ -146,7 +148,7 @@ def assert_equal_starts(start, again):
     assert not list(again.glob("*.partial")) and not list(again.glob("*.run"))
 
 
-def test_an_interrupted_prepare_goes_on(start, tmp_path):
+def test_an_interrupted_prepare_goes_on(start, tmp_path, monkeypatch):
     """Killed during each stage in turn, it ends with the same files."""
     again, killed = tmp_path / "again", 0
     command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", again]
@@ -157,7 +159,9 @@ def test_an_interrupted_prepare_goes_on(start, tmp_path):
         process.kill()
         killed += process.wait() == -signal.SIGKILL
     assert killed >= 3  # the last stage takes but a moment, and may have been faster
-    call(*command)
+    kept, train = sorted((again / "golden_policy.run" / "checkpoint").glob("[0-9]*")), ipo_online.main
+    monkeypatch.setattr(ipo_online, "main", lambda args: train(args) if all(map(Path.exists, kept)) else pytest.fail("lost"))
+    call(*command)  # goes on with the golden policy from its checkpoint
     assert_equal_starts(start, again)
 
 

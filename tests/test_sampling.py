@@ -12,7 +12,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import ipo_online
 from common import collate, pad
-from ipo_online import log_softmax, response_states, sample
+from ipo_online import choose, log_softmax, response_states, sample
 from tests.conftest import letter_tokenizer, tiny_model
 
 
@@ -169,11 +169,15 @@ def test_an_end_is_kept_when_sampled_and_never_invented(pad):
 
 
 def test_extreme_uniforms_give_valid_tokens():
-    model, tokenizer = tiny_model(dtype=torch.float32), letter_tokenizer()
-    below_one = torch.full((4, 3), 1 - 2**-24)
-    for uniforms in (torch.zeros(4, 3), below_one):
-        for response in sample(model, [[2, 3]] * 4, uniforms, tokenizer):
-            assert response and all(0 <= token < 10 for token in response)
+    """The first or the last token that has any probability, never one that has none; and a token, whatever nan logits are."""
+    logits = torch.randn(1000, 50, generator=torch.Generator().manual_seed(3)) * 5
+    logits[:, [2, 48]] += 20
+    logits[:, [0, 1, 49]] = -torch.inf
+    for uniform, token in ((0.0, 2), (1 - 2**-24, 48)):
+        chosen = choose(logits, torch.full((1000, 1), uniform))[:, 0]
+        assert logits.gather(1, chosen[:, None]).isfinite().all()
+        assert (chosen == token).float().mean() > 0.99
+    assert choose(torch.full((2, 5), torch.nan), torch.rand(2, 1)).max() < 5
 
 
 def test_has_the_distribution_of_generate(family):

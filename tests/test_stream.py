@@ -21,7 +21,8 @@ def test_tandem_on_the_embedded_world(loss, start, tmp_path):
     """Offline with the stream in its order is the online run to the bit; in another order it is another run."""
     common = ["--start", start, *SIZES, "--out"]
     call(f"{loss}_online.py", *common, tmp_path / "online", "--save-stream")
-    assert len(read_jsonl(tmp_path / "online" / "stream" / "train.jsonl")) == 48
+    kept = read_jsonl(tmp_path / "online" / "stream" / "train.jsonl")
+    assert len(kept) == 48 and all(row["margin"] >= 0 for row in kept)
     stream = ["--dataset", tmp_path / "online" / "stream", "--shuffle"]
     call(f"{loss}_offline.py", *common, tmp_path / "offline", *stream, "none")
     for name in ("metrics.jsonl", "evals.jsonl", "policy/model.safetensors", "responses/12.jsonl"):
@@ -117,6 +118,11 @@ def test_a_stream_of_another_model_is_refused(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     with pytest.raises(SystemExit, match="row 0: has ids beyond the tokenizer's 10 tokens; it is another model's stream"):
         load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")
+    (tmp_path / "train.jsonl").write_text(json.dumps(row | {"chosen_ids": [3]}) + "\n" + json.dumps({"prompt": "a"}))
+    with pytest.raises(SystemExit, match="row 1: prompt_ids, chosen_ids and rejected_ids must be lists of ids"):
+        load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")
+    (tmp_path / "train.jsonl").write_text(json.dumps({name: [3] for name in row if name != "margin"}))
+    assert load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")[0]["margin"] is None  # ids of another origin
     (tmp_path / "train.jsonl").write_text(json.dumps(row | {"chosen_ids": [3] * 9}))
     with pytest.raises(SystemExit, match="row 0: is longer than --max-prompt-tokens or --max-response-tokens"):
         load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")

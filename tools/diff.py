@@ -59,13 +59,13 @@ REASONS = {
     # ---- before the loop
     "load_judge(args.judge": "The same proxy on both sides. Online learns from its labels; offline only reports its opinion.",
     "args.shuffle)": "Step t has the same prompts on both sides. Only what was collected beforehand has an order to keep.",
-    "if not 0 < round(": "A share that leaves one part empty makes a sibling of the hybrid, so it is refused.",
+    "count = round(": "A share that leaves one part empty makes a sibling of the hybrid, so it is refused.",
     # ---- the loop
     "ahead = []": "Batches wait here between sampling and training; by default there is one, trained on at once.",
     "sample(policy, prompts * 2": "What makes the difference. Offline reads pairs that others wrote and golden labelled."
     " Online samples two responses to each prompt from the policy that is being trained, and asks the judge which is better.",
     "read a part of them": "The first rows of a batch are read, as offline reads them.",
-    "[count:]": "The other rows are sampled and judged, as online does it.",
+    "[count // processes() :]": "The other rows are sampled and judged, as online does it.",
     "for pair in read] + ": "Both parts make one batch, and from here on nobody asks where a pair came from.",
     'names = ("time/sample"': "Offline neither samples nor labels: all its time is training.",
     "if not ahead:": "With sampled batches still waiting, a run could not go on from here to the bit; offline has none.",
