@@ -82,7 +82,8 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-One seed so far, no interval. In none of these did the order flip. The gap at the peak, by golden, is smaller with a proxy
-from fewer pairs and with a worse golden, and larger with a better one; the proxy's accuracy on online's last pairs goes the
-same way, but not in every row. By the rule online is ahead in all.
+On average the order flips in none of these; in one seed with a golden model of 50 steps offline is ahead by the rule. The
+gap at the peak, by golden, shrinks with a proxy from fewer pairs, and grows with a better golden; the proxy's accuracy on
+online's last pairs goes the same way, which is what the question supposes and no proof of it. With the worst golden nothing
+is decided.
 """
