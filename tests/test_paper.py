@@ -221,7 +221,7 @@ def read_result(packed: bytes) -> dict:
     import gzip
 
     row = json.loads(gzip.decompress(packed))
-    return {**row, "args": {name: value for name, value in row["args"].items() if name != "out"}}
+    return {**row, "args": {name: value for name, value in row["args"].items() if name not in ("out", "git_revision")}}
 
 
 def test_a_failed_job_is_named_with_its_log(start, tmp_path):
