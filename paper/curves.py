@@ -63,3 +63,9 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
             rows.append([f"{NAMES[loss]}, {side}", *(spread([row[key] for row in last]) for key in LAST)])
     names = ("KL, nats", "win rate", "by the proxy", "accuracy", "chosen log-ratio", "rejected log-ratio", "length")
     return Report(table_of(["after the last step", *names], sorted(rows)), [])
+
+
+WHAT_CAME_OUT = """
+At the defaults all three contrastive losses win more online than offline after the last step, IPO by the most; each stands at
+its own KL, so this is no comparison at equal KL. Online Best-of-2 is the run that is not healthy: see [its page](bo2.md).
+"""

@@ -76,7 +76,7 @@ WHAT_CAME_OUT = """
 At equal KL it is as in the paper: pairs of the best policy are the worst data to begin with, D_golden is ahead of them and
 of early against final by 0.13, and online is ahead of all. At the peak it is the other way round, unlike the paper: the
 final policy's own pairs take offline farthest by golden, with five times the steps past online. But they do it at 7 and 8
-nats, and by the exact rule these policies win much less than by golden and less than online: golden's mistakes far from its
-data are in these labels, as golden gave them. Read by the rule, early against final is about as good, at less than half the
-distance. Pairs with one side from SFT behave like D_golden here, not better.
+nats, and by the exact rule these policies win much less than by golden and less than online: golden gave these labels, and
+a likely reason, not tested, is that its mistakes far from its data are in them. Read by the rule, early against final is
+about as good, at about half the distance. Pairs with one side from SFT behave like D_golden here, not better.
 """
