@@ -61,7 +61,7 @@ CHUNK = 4096  # so many tokens have logits over the whole vocabulary at a time
 class Args:
     # ---- starting point
     start: str | None = None
-    """folder made by `python -m prepare`, with everything below in it (default: starts/reviews, made if missing)"""
+    """folder made by `python -m prepare` with all parts below (default, if none is named: starts/reviews, made if missing)"""
     model: str | None = None
     """the policy to start from, which stays the frozen reference: folder or Hub name (default: START/sft)"""
     dataset: str | None = None

@@ -2,8 +2,9 @@
 
     python benchmarks/lecture.py
 
-The commands are read from the page and typed into one shell, step after step; what they print is printed, the last line is JSON. Seconds
-are the commands' alone: reading and talking come on top. Step 1 installs, and packages come from wherever pip is told to take them.
+The commands are read from the page and typed into one shell, step after step; what they print is printed, the last line is
+JSON. Seconds are the commands' alone: reading and talking come on top. Step 1 installs, and packages come from wherever pip is
+told to take them.
 """
 
 import json
