@@ -34,7 +34,6 @@ from paper.compare import (
 from paper.jobs import BEGINNING, Job, World, run_of
 
 SEEDS = (1, 2, 3, 4, 5)
-SWEEP, TIMES = ((1, 0.1), (0.3, 0.1), (3, 0.1), (1, 0.5), (1, 1.0)), 5  # (learning rate in defaults, beta)
 
 
 def online_run(start: Job, loss: str = "ipo", label: str = "", **options) -> Job:
@@ -48,7 +47,8 @@ def offline_run(start: Job, rate: float, beta: float | None, loss: str = "ipo", 
     name = f"{loss}_offline{label}__rate={rate:g}"
     if beta is not None:
         options, name = options | {"beta": beta}, f"{name}__beta={beta:g}"
-    return run_of(start, f"{loss}_offline", f"{name}__5x", TIMES, eval_every=start.world.steps // 5, **options)
+    times, every = start.world.times, start.world.steps // 5
+    return run_of(start, f"{loss}_offline", f"{name}__{times}x", times, eval_every=every, **options)
 
 
 def beginning(job: Job) -> Job:
@@ -68,7 +68,7 @@ def whole(job: Job) -> Curve:
 
 def sweep(world: World, seed: int) -> list[Job]:
     start = world.start(seed)
-    return [offline_run(start, rate, beta) for rate, beta in SWEEP]
+    return [offline_run(start, rate, beta) for rate, beta in world.sweep]
 
 
 def jobs(world: World, seed: int) -> list[Job]:

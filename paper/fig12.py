@@ -17,7 +17,6 @@ from paper.jobs import Job, Part, World
 
 SEEDS = (1, 2, 3, 4, 5)
 RATES = (0.3, 1)
-PAIRS = 12_800  # as many as a run of 400 steps reads
 SETS = {
     "SFT against SFT": ("sft", "sft"),
     "final against final": ("final", "final"),
@@ -33,7 +32,7 @@ def sampled(world: World, seed: int, sides: tuple[str, str]) -> Part:
     policies = {"sft": Part(start, "sft"), "final": Part(online, "policy")}
     policies["early"] = Part(online, f"policies/{world.steps // 5}")
     told = {"policies": tuple(policies[side] for side in dict.fromkeys(sides)), "judge": Part(start, "golden")}
-    told |= {"dataset": Part(start, "d_golden"), "pairs": PAIRS, "seed": seed} | world.limits
+    told |= {"dataset": Part(start, "d_golden"), "pairs": 32 * world.steps, "seed": seed} | world.limits
     return Part(Job(world, seed, f"pairs__{'-'.join(sides)}", "prepare.pairs", told), "stream")
 
 
@@ -58,10 +57,11 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
     groups["D_golden"] = {s: golden_curves(world, s)[: len(RATES)] for s in seeds}
     groups |= {name: {s: [whole(j) for j in trained(world, s, sides)] for s in seeds} for name, sides in SETS.items()}
     draw(f"Figure 12, {len(seeds)} seeds", groups, out)
-    groups["final against final, 5x steps"] = {s: [whole(long_run(world, s))] for s in seeds}
+    longer = f"final against final, {world.times}x steps"
+    groups[longer] = {s: [whole(long_run(world, s))] for s in seeds}
     effects = []
     for figure, first, second, sign in (
-        ("fig5", "online", "final against final, 5x steps", 1),
+        ("fig5", "online", longer, 1),
         ("fig5", "D_golden", "final against final", 1),
         ("fig12", "D_golden", "early against final", 1),
         ("fig12", "SFT against early", "early against final", 1),

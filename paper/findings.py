@@ -4,7 +4,7 @@ Nothing in it is typed by hand but the explanations, which stand at the end of e
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import fail
@@ -97,8 +97,8 @@ def section(name: str, experiment, world: World, report: Report, seeds: tuple[in
         if picture.stem in (f"{world.name}_{name}", *(f"{world.name}_{name}_{loss}" for loss in NAMES)):
             parts.append(f"![{title.rstrip('.')}]({os.path.relpath(picture, page.parent)})")
     parts += [report.text] + [effect_table(report.effects)] * bool(report.effects)
-    comment = getattr(experiment, "WHAT_CAME_OUT", "").strip()
-    return "\n\n".join(parts + [comment] * bool(comment and world.name == "reviews"))
+    comment = getattr(experiment, "WHAT_CAME_OUT" if world.name == "reviews" else "ON_STORIES", "").strip()
+    return "\n\n".join(parts + [comment] * bool(comment))
 
 
 def main(args: Args) -> None:
@@ -106,8 +106,11 @@ def main(args: Args) -> None:
     for world in (World(**{**vars(world), "results": args.results}) for world in WORLDS.values()):
         for name, experiment in experiments_of(world).items():
             if seeds := done_seeds(experiment, world):
-                out = str(Path(args.pictures, f"{world.name}_{name}"))
-                reports[world.name, name] = experiment, world, experiment.report(world, seeds, out), seeds
+                report = experiment.report(world, seeds, str(Path(args.pictures, f"{world.name}_{name}")))
+                if world.name != "reviews":  # the primary claims are about the embedded world
+                    own = [replace(e, experiment=f"{e.experiment}, {world.name}260K", primary=False) for e in report.effects]
+                    report = replace(report, effects=own)
+                reports[world.name, name] = experiment, world, report, seeds
                 used += [job for seed in seeds for job in experiment.jobs(world, seed)]
     if not reports:
         fail(f"{args.results}: no experiment has all its results for any seed; make one by `python -m paper fig1`")

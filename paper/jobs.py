@@ -40,6 +40,9 @@ class World:
     run: dict = field(default_factory=dict)  # further arguments of every script, e.g. the limits of lengths
     steps: int = 400  # of an online run; the others' follow from it
     learning_rate: float = 5e-4
+    # offline's sweep: (learning rate in defaults, beta), and how many times an online run's steps
+    sweep: tuple[tuple[float, float], ...] = ((1, 0.1), (0.3, 0.1), (3, 0.1), (1, 0.5), (1, 1.0))
+    times: int = 5
     experiments: tuple[str, ...] = ()  # that can be made in it; () = all
     runs: str = "runs/paper"
     results: str = "docs/results"
@@ -77,6 +80,8 @@ WORLDS = {
         run={"max_prompt_tokens": 64, "max_response_tokens": 48},
         steps=200,
         learning_rate=1e-4,
+        sweep=((1, 0.1), (0.3, 0.1), (3, 0.1)),
+        times=2,
         experiments=("fig1", "fig4", "fig12"),
     ),
 }

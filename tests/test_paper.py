@@ -141,13 +141,12 @@ def miniature(tmp_path, monkeypatch):
     names = [str(word)[2:].replace("-", "_") for word in MINIATURE[::2]]
     stages = dict(zip(names, MINIATURE[1::2])) | {"pairs": 400, "sft_steps": 10}
     run = {"batch_size": 4, "eval_prompts": 8, "kl_prompts": 4}
-    world = World("reviews", stages, run, 5, runs=str(tmp_path / "runs"), results=str(tmp_path / "results"))
+    folders = {"runs": str(tmp_path / "runs"), "results": str(tmp_path / "results")}
+    world = World("reviews", stages, run, 5, sweep=((1, 0.1), (1, 0.5)), times=2, **folders)
     monkeypatch.setitem(WORLDS, "reviews", world)
     for module, name, value in (
         (fig1, "BEGINNING", 4),
         (jobs, "BEGINNING", 4),
-        (fig1, "TIMES", 2),
-        (fig1, "SWEEP", ((1, 0.1), (1, 0.5))),
         (fig4, "RATES", (1,)),
         (fig12, "RATES", (1,)),
         (fig9, "RATES", (1,)),
