@@ -1,7 +1,7 @@
 """Where a step's time goes (sample, label, train), and how each part grows with the batch, the length and the model.
 
     python benchmarks/growth.py                              # the embedded world on a CPU
-    python benchmarks/growth.py --start starts/mine --device cuda
+    python benchmarks/growth.py --start starts/mine --max-prompt-tokens 512 --max-response-tokens 512 --device cuda
 
 Each variant is ipo_online.py by its command line for --steps steps, --rounds times in turn; the first --skip steps are not
 counted. What is longer, larger or more than in the start's own run is random text or random weights: only the time is looked
@@ -35,6 +35,10 @@ PARTS = ("time/sample", "time/label", "time/train")
 class Args:
     start: str = "starts/reviews"
     """folder made by `python -m prepare`"""
+    max_prompt_tokens: int = 16
+    """longest prompt, in tokens, as the start was prepared with"""
+    max_response_tokens: int = 33
+    """longest response, in tokens, likewise; one variant has twice as many"""
     steps: int = 40
     """steps of each run"""
     skip: int = 5
@@ -50,10 +54,9 @@ class Args:
 def endless(source: str, folder: str, times: int) -> str:
     """A model `times` as wide as the source, with random weights: its responses end by chance alone, most are cut."""
     config = AutoConfig.from_pretrained(source)
-    config.hidden_size *= times
-    config.intermediate_size *= times
-    config.num_attention_heads *= times
-    config.num_key_value_heads *= times
+    for size in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+        if hasattr(config, size):  # GPT-NeoX has as many keys as heads, and no name for it
+            setattr(config, size, times * getattr(config, size))
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
@@ -71,15 +74,16 @@ def main(args: Args) -> None:
             "batch 16": {"batch_size": 16},
             "batch 64": {"batch_size": 64},
             "batch 128": {"batch_size": 128},
-            "random weights, 33 tokens": random,
-            "random weights, 66 tokens": random | {"max_response_tokens": 66},
-            "twice as wide, 33 tokens": twice,
+            "random weights": random,
+            "random weights, twice the limit": random | {"max_response_tokens": 2 * args.max_response_tokens},
+            "random weights, twice as wide": twice,
         }
         seconds = {name: {part: [] for part in PARTS} for name in variants}
         for i in range(args.rounds):
             for name, options in variants.items():
                 out = Path(folder, f"{name} {i}".replace(" ", "_"))
-                options = {"start": args.start, "steps": args.steps, "eval_every": args.steps, "out": out} | options
+                limits = {name: getattr(args, name) for name in ("max_prompt_tokens", "max_response_tokens")}
+                options = {"start": args.start, "steps": args.steps, "eval_every": args.steps, "out": out} | limits | options
                 options |= {"device": args.device, "eval_prompts": 8, "kl_prompts": 8}
                 words = [str(word) for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
                 env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}

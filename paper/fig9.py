@@ -41,8 +41,9 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 WHAT_CAME_OUT = """
 At the default learning rate, which was chosen for IPO, Best-of-2 is not stable online: nothing pulls it back, and it passes
-20 nats to texts that golden takes for perfect and the rule for worse than SFT's. The peaks by golden in this table are that,
-and no finding about writing. By the rule neither side gets far, and there is nothing to compare at equal KL. What can be
+20 nats to texts that golden prefers almost always in two seeds and rejects in the third, and the rule finds worse than
+SFT's. The peaks by golden in this table are that, and no finding about writing. By the rule neither side gets far, and
+there is nothing to compare at equal KL. What can be
 read: on online *IPO*'s stream, shuffled, offline Best-of-2 does nearly as well as online IPO itself, by golden and by the
 rule: good winners are enough for most of it, even out of order (in order was not run). Lower rates for the online side
 collapsed too within 240 steps, in seed 1 ([Best-of-2](bo2.md#is-this-normal)); no sweep was run, and the claim is open.

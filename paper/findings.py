@@ -83,7 +83,7 @@ def effect_table(effects: list[Effect], command: bool = False) -> str:
         prompts = f"{sum(e.errors.values()) / len(e.errors):.3f}" if e.errors else "-"
         claim = f"**{e.claim}**" if e.primary else e.claim
         rows.append([*[e.experiment] * command, claim, values or "-", mean, interval, prompts, e.verdict])
-    return table_of([*["experiment"] * command, "claim", "seeds", "mean", "95 % interval", "prompts", "verdict"], rows)
+    return table_of([*["figure"] * command, "claim", "seeds", "mean", "95 % interval", "prompts", "verdict"], rows)
 
 
 def section(name: str, experiment, world: World, report: Report, seeds: tuple[int, ...], pictures: str, page: Path) -> str:
@@ -127,7 +127,7 @@ def main(args: Args) -> None:
     if missing:
         parts += [
             "## What has not been run",
-            f"`python -m paper` lists these, and they have no results yet: {', '.join(missing)}.",
+            f"Not all results are there yet, and `python -m paper NAME --list` says which are missing: {', '.join(missing)}.",
         ]
     Path(args.out).write_text("\n\n".join(parts) + "\n")
     print(f"wrote {args.out}")
