@@ -30,6 +30,7 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 datasets.disable_progress_bars()
@@ -40,7 +41,7 @@ datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file i
 
 DEFAULT_START = "starts/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
-FREE = "out", "resume", "device", "track", "save_policies"  # arguments that may differ when a run goes on
+FREE = "out", "resume", "device", "track", "save_policies", "eval_batch_size"  # arguments that may differ when a run goes on
 
 
 def fail(message: str) -> NoReturn:
@@ -58,7 +59,7 @@ def run_command(main, args) -> None:
         if end.code:
             raise
     except KeyboardInterrupt:
-        again = f" with --out {args.out} --resume" if hasattr(args, "resume") else ""
+        again = f" with --out {args.out} --resume" if hasattr(args, "resume") and args.out else ""
         fail(f"interrupted; the same command{again} goes on where it can")
     except (OSError, safetensors.SafetensorError) as error:
         fail(f"a file could not be read or written ({first_line(error)})")
@@ -67,7 +68,8 @@ def run_command(main, args) -> None:
             fail(f"another process of this run has ended ({first_line(error)}); the last checkpoint is kept, see --resume")
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
-        fail(f"out of memory ({first_line(error)}); lower --batch-size or the --max-...-tokens")
+        sizes = "--batch-size, --eval-batch-size" if hasattr(args, "eval_batch_size") else "--batch-size"
+        fail(f"out of memory ({first_line(error)}); lower {sizes} or the --max-...-tokens")
     if distributed.is_initialized():
         distributed.destroy_process_group()
         sys.stdout.flush()
@@ -205,11 +207,12 @@ def check_args(args) -> None:
         ready = Path(args.start, "golden_policy").exists()  # its last part
         if named or not (ready or Path("prepare").is_dir()):
             fail(f"no start given: pass {' '.join('--' + name for name in required)}, or --start FOLDER")
-        if not ready and not rank():
+        if not ready and processes() > 1:
+            fail(f"{args.start} is not ready yet: run `python -m prepare --out {args.start}` first, as one process")
+        if not ready:
             print(f"{args.start} is not ready yet: running `python -m prepare --out {args.start}` first")
             if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
                 fail(f"python -m prepare --out {args.start} did not finish; see above")
-        wait()
     if args.start is not None and not Path(args.start).is_dir():
         fail(f"--start {args.start}: no such folder; `python -m prepare --out {args.start}` makes one")
     parts = {"model": "sft", "dataset": "d_golden", "judge": "proxy", "golden": "golden", "baseline": "golden_policy"}
@@ -229,6 +232,8 @@ def pick_device(name: str) -> str:
     """The device to run on; "auto" is cuda where there is one, else cpu. Of several processes each has a GPU of its own."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
+        if "LOCAL_RANK" in os.environ and name == "cuda":  # before anything is made, which would be on the first GPU
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.empty(1, device=name)
         if "LOCAL_RANK" in os.environ:  # accelerate launch, or torchrun
             name = str(PartialState(cpu=name == "cpu").device).replace("cpu:0", "cpu")
@@ -272,7 +277,7 @@ def choose_folder(args, script: str) -> Path:
     args.out = broadcast_object_list(names)[0] if processes() > 1 else names[0]
     out, begun = Path(args.out), Path(args.out, "args.json").exists()
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if out.is_file() or (not begun and inside - {"args.json.partial", ".lock"}):
+    if out.is_file() or (not begun and inside - {"args.json.partial", "responses", ".lock"}):
         fail(f"--out {out}: there is something in this place already, and it is no run; name another")
     if begun and not args.resume:
         fail(f"--out {out}: there is a run in this place already; name another, or go on with it by --resume")
@@ -554,6 +559,9 @@ def load_policy(source: str, device: str, tokens: int):
     logits, states = model(ids).logits, model.base_model(ids).last_hidden_state
     if not torch.equal(*logits[:, 0]):
         fail(f"{source}: is no {what}: what it says of a token depends on the tokens after it")
+    layers = transformers.DynamicCache(config=model.config).layers
+    if not all(isinstance(x, DynamicLayer) and not isinstance(x, LinearAttentionCacheLayerMixin) for x in layers):
+        fail(f"{source}: keeps more between tokens than keys and values (a state-space or linear layer); sampling needs those")
     if not torch.allclose(logits, model.get_output_embeddings()(states), atol=1e-4):
         fail(f"{source}: its logits are scaled or capped behind its output layer, which the scripts do not do")
     return shard(model, device) if fsdp else model, tokenizer
@@ -853,18 +861,31 @@ def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transfo
     choose: (N, 1) tokens from (N, V) logits and (N, 1) uniforms. read: a cache of prompts, for its shapes. On a CPU the plain
     loop, which drops finished responses, is the faster one; a compiled model takes the Decoder there too.
     """
-    if (model.device.type == "cpu" and model._compiled_call_impl is None) or sharded(model):
+    compiled = model._compiled_call_impl is not None
+    if model.device.type == "cpu" and not compiled:
         return None
-    layers = transformers.StaticCache(config=model.config, max_cache_len=1).layers
-    fits = model._can_compile_fullgraph and not any(layer.is_sliding for layer in layers)
-    if not (fits or hasattr(model, "decoders")):
-        print(f"{type(model).__name__} has no plain static cache: it samples in a plain loop, which is slower")
-    decoders = vars(model).setdefault("decoders", {})
+    if not hasattr(model, "decoders"):
+        model.decoders = {} if can_be_recorded(model) else None
+        if model.decoders is None:
+            print(f"{type(model).__name__}: a decoding step cannot be recorded; it samples in a plain loop, which is slower")
+            model._compiled_call_impl = None  # a cache that grows would be compiled anew for every token
+    if model.decoders is None:
+        return None
     key = 1 << (shape[0] - 1).bit_length(), shape[1], torch.is_autocast_enabled(model.device.type)
-    if fits and (key not in decoders or decoders[key].width < width):
-        decoders.pop(key, None)  # its memory goes first
-        decoders[key] = Decoder(model, choose, key[0], -(-width // 64) * 64, shape[1], read)
-    return decoders.get(key)
+    if key not in model.decoders or model.decoders[key].width < width:
+        # memory goes before there is more: training shares none with an evaluation; what was compiled is dear, and stays
+        model.decoders.pop(key, None) if compiled else model.decoders.clear()
+        model.decoders[key] = Decoder(model, choose, key[0], -(-width // 64) * 64, shape[1], read)
+    return model.decoders[key]
+
+
+def can_be_recorded(model) -> bool:
+    """Whether a Decoder writes what the plain loop does: whole on one device, every layer with a plain static cache, masks of
+    truth values (eager attention adds them as numbers), and rotary positions that are not computed anew from the length."""
+    layers = transformers.StaticCache(config=model.config, max_cache_len=1).layers
+    plain = model._can_compile_fullgraph and all(type(layer) is StaticLayer for layer in layers) and not sharded(model)
+    rope = str(getattr(model.config, "rope_parameters", None))
+    return plain and model.config._attn_implementation == "sdpa" and "'dynamic'" not in rope
 
 
 # --------------------------------------------------------------------------------------------------------------- judges

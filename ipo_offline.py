@@ -294,15 +294,15 @@ def main(args: Args) -> None:
     policy, tokenizer = load_policy(args.model, args.device, sum(limits))
     reference, _ = load_policy(args.model, args.device, sum(limits))
     reference.requires_grad_(False)
+    if args.compile:
+        policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     golden = load_judge(args.golden, tokenizer, args.device, *limits)
     proxy = load_judge(start_part(args, "proxy"), tokenizer, args.device, *limits)
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
     if evaluation.opponent == "sft":
-        opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
+        opponent = policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")  # still SFT
         evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)
-    if args.compile:
-        policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed, args.shuffle).tolist()
     optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
@@ -376,10 +376,9 @@ def main(args: Args) -> None:
         clock.append(time.perf_counter())
         log("metrics", metrics)
         seconds = {"time/sample": 0.0, "time/label": 0.0, "time/train": clock[1] - clock[0]}
-        speed = {
-            "tokens_per_second": sum(gather(list(map(len, chosen + rejected)), 2 * len(indices))) / (clock[-1] - clock[0])
-        }
-        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
+        tokens = sum(gather(list(map(len, chosen + rejected)), 2 * len(indices)))
+        speed = {"tokens_per_second": tokens / (clock[-1] - clock[0])}
+        memory = torch.cuda.max_memory_allocated(args.device) if "cuda" in args.device else None
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             shown = evaluate_and_save(step + 1)

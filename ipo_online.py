@@ -298,15 +298,15 @@ def main(args: Args) -> None:
     policy, tokenizer = load_policy(args.model, args.device, sum(limits))
     reference, _ = load_policy(args.model, args.device, sum(limits))
     reference.requires_grad_(False)
+    if args.compile:
+        policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     golden = load_judge(args.golden, tokenizer, args.device, *limits)
     proxy = load_judge(args.judge, tokenizer, args.device, *limits)
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
     if evaluation.opponent == "sft":
-        opponent = reference, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
+        opponent = policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")  # still SFT
         evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)
-    if args.compile:
-        policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
     optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
@@ -329,13 +329,14 @@ def main(args: Args) -> None:
     for step, indices in enumerate(bar, start=done):
         # ---- a batch of pairs: sample two responses to each prompt from the policy as it is now, and ask the judge
         clock = [time.perf_counter()]
-        for t in range(step, min(step + args.sample_ahead, args.steps)) if not ahead else ():
-            own = share(len(order[t]))
-            prompts = [pairs[order[t][i]]["prompt"] for i in own]
-            uniforms = torch.rand(2, len(order[t]), args.max_response_tokens, generator=generator(args.seed, t, "sample"))
-            with autocast:
-                responses = sample(policy, prompts * 2, uniforms[:, own].flatten(0, 1), tokenizer)
-            ahead.append((prompts, responses[: len(prompts)], responses[len(prompts) :]))
+        if not ahead:
+            for t in range(step, min(step + args.sample_ahead, args.steps)):
+                own = share(len(order[t]))
+                prompts = [pairs[order[t][i]]["prompt"] for i in own]
+                uniforms = torch.rand(2, len(order[t]), args.max_response_tokens, generator=generator(args.seed, t, "sample"))
+                with autocast:
+                    responses = sample(policy, prompts * 2, uniforms[:, own].flatten(0, 1), tokenizer)
+                ahead.append((prompts, responses[: len(prompts)], responses[len(prompts) :]))
         prompts, first, second = ahead.pop(0)
         clock.append(time.perf_counter())
         margins = margin(proxy, prompts, first, second).tolist()
@@ -393,10 +394,9 @@ def main(args: Args) -> None:
         log("metrics", metrics)
         names = ("time/sample", "time/label", "time/train")
         seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
-        speed = {
-            "tokens_per_second": sum(gather(list(map(len, chosen + rejected)), 2 * len(indices))) / (clock[-1] - clock[0])
-        }
-        memory = torch.cuda.max_memory_allocated(args.device) if args.device != "cpu" else None
+        tokens = sum(gather(list(map(len, chosen + rejected)), 2 * len(indices)))
+        speed = {"tokens_per_second": tokens / (clock[-1] - clock[0])}
+        memory = torch.cuda.max_memory_allocated(args.device) if "cuda" in args.device else None
         log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
         if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
             shown = evaluate_and_save(step + 1)

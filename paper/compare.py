@@ -62,19 +62,20 @@ def join(beginning: Job, run: Job) -> Curve:
     return replace(rest, evals=first.evals + rest.evals[after], wins=torch.cat([first.wins, rest.wins[after]]))
 
 
-def at_kl(curve: Curve, nats: float, every: bool = False) -> torch.Tensor | None:
-    """(J, P) each prompt's verdicts where the curve first crosses so many nats, linear in log KL between two evaluations.
+def at_kl(curve: Curve, nats: float, every: bool = False) -> list[torch.Tensor]:
+    """[(J, P)] each prompt's verdicts where the curve first crosses so many nats, linear in log KL between two evaluations.
 
-    None where it never does, or does before its first evaluation after an update: nothing is extrapolated. every: the mean
-    over all crossings from below, those left out for which there are no two evaluations.
+    Empty where it never does, or does before its first evaluation after an update: nothing is extrapolated. every: at each
+    crossing, up and down, those left out for which there are no two evaluations.
     """
-    crossings = [i for i, (low, high) in enumerate(zip(curve.kl, curve.kl[1:])) if low < nats <= high]
+    steps = list(zip(curve.kl, curve.kl[1:]))
+    crossings = [i for i, (old, new) in enumerate(steps) if old < nats <= new or (every and new <= nats < old)]
     values = []
     for i in crossings if every else crossings[:1]:
         if i > 0:  # else it comes from SFT, at 0 nats
             share = math.log(nats / curve.kl[i]) / math.log(curve.kl[i + 1] / curve.kl[i])
             values.append((1 - share) * curve.wins[i] + share * curve.wins[i + 1])
-    return torch.stack(values).mean(0) if values else None
+    return values
 
 
 def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
@@ -89,8 +90,8 @@ def best_of(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
 
 
 def best_at_kl(curves: list[Curve], nats: float, every: bool = False) -> torch.Tensor | None:
-    """(J, P) the best of all curves that cross so many nats; None where none does."""
-    candidates = [value for curve in curves if (value := at_kl(curve, nats, every)) is not None]
+    """(J, P) the best of all curves that cross so many nats; None where none does. every: of all their crossings."""
+    candidates = [value for curve in curves for value in at_kl(curve, nats, every)]
     return best_of(candidates)[0] if candidates else None
 
 

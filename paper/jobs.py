@@ -259,7 +259,7 @@ def make_result(job: Job) -> None:
 
 def plan(jobs: list[Job]) -> list[tuple[Job, bool]]:
     """(job, whether its result is wanted) of everything that is still to be made, what is read before what reads it."""
-    todo: dict[tuple, tuple[Job, bool]] = {}
+    todo: dict[tuple, Job] = {}
 
     def visit(job: Job, wanted: bool) -> None:
         if job.key in todo or (job.result.exists() if wanted else job.folder.exists()):
@@ -267,12 +267,12 @@ def plan(jobs: list[Job]) -> list[tuple[Job, bool]]:
         if not job.folder.exists():
             for need in job.needs:
                 visit(need, False)
-        todo[job.key] = (job, wanted)
+        todo[job.key] = job
 
     for job in jobs:
         visit(job, True)
     wanted = {job.key for job in jobs}
-    return [(job, key in wanted and not job.result.exists()) for key, (job, _) in todo.items()]
+    return [(job, key in wanted and not job.result.exists()) for key, job in todo.items()]
 
 
 def make(jobs: list[Job], workers: int) -> None:

@@ -41,7 +41,12 @@ from prepare.preference_model import Relabel, Train, relabel, train
 
 READING = ("device", "max_prompt_tokens", "max_response_tokens", "on_bad_row")  # what every stage takes
 TRAINING = (*READING, "precision", "batch_size")  # and every stage that trains
-UNCHECKED = ("out", "device", "on_bad_row")  # a start that was begun may be moved, and gone on with differently in these
+UNCHECKED = (
+    "out",
+    "device",
+    "on_bad_row",
+    "eval_batch_size",
+)  # a start that was begun may be moved, and gone on with differently in these
 
 
 @dataclass
@@ -87,6 +92,8 @@ class Args:
     """its learning rate"""
     eval_prompts: int = 2048
     """training prompts that the golden policy answers, and as many held-out ones, or what there is (paper: 2,048)"""
+    eval_batch_size: int = ipo_online.Args.eval_batch_size
+    """sequences that the golden policy samples and scores at a time in evaluations"""
     batch_size: int = 32
     """pairs a step, in every stage"""
 
@@ -94,6 +101,8 @@ class Args:
 def split_by_prompt(args: Args) -> None:
     """Write d_initial/: the usable rows of --dataset, 5 % of the prompts (at most 1,000) in test.jsonl, never trained on."""
     rows = load_rows(args.dataset)
+    if args.golden_model and any("chosen_ids" in row for row in rows):
+        fail(f"{args.dataset}: is a stream of --model's token ids, which --golden-model need not share; give texts")
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
     pairs = load_pairs(args.dataset, load_tokenizer(args.model), *limits)
     prompts = list(dict.fromkeys(pair["text"] for pair in pairs))
@@ -112,6 +121,7 @@ def make_golden_policy(args: Args) -> None:
     out, folder = args.out, Path(args.out, "golden_policy.run")
     training = {name: getattr(args, name) for name in TRAINING}
     few = {"eval_every": max(1, args.policy_steps // 4), "eval_prompts": 64, "kl_prompts": 64}
+    few |= {"eval_batch_size": args.eval_batch_size}
     rates = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate, "seed": args.seed}
     roles = {"model": f"{out}/sft", "dataset": f"{out}/d_golden", "judge": f"{out}/golden", "golden": f"{out}/golden"}
     run = ipo_online.Args(start=out, **roles, **rates, **few, **training, out=str(folder), resume=True)
@@ -133,7 +143,7 @@ def make_golden_policy(args: Args) -> None:
             args.max_response_tokens,
             generator(args.seed, split, "golden policy"),
             tokenizer,
-            ipo_online.Args.eval_batch_size,
+            args.eval_batch_size,
         )
         samples = decode(tokenizer, prompts, ipo_online.sample_in_parts(policy, prompts, *drawing))
         for text, prompt, response, finished in zip(texts, prompts, *samples):

@@ -67,14 +67,14 @@ def main(args: Args) -> None:
         fail(f"{' and '.join(args.policies)}: have different vocabularies; a pair has one")
     judge = load_judge(args.judge, tokenizer, device, *limits)
     prompts = [pair["prompt"] for pair in load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)][: args.pairs]
-    first, second = (
-        sample_in_parts(policy, prompts, limits[1], generator(args.seed, side, "pairs"), tokenizer, args.batch_size)
-        for side, (policy, _) in enumerate([loaded[0], loaded[-1]])
-    )
-    margins = margin(judge, prompts, first, second).tolist()
-    chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
-    rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
     with finished_folder(Path(args.out)) as folder:
+        first, second = (
+            sample_in_parts(policy, prompts, limits[1], generator(args.seed, side, "pairs"), tokenizer, args.batch_size)
+            for side, (policy, _) in enumerate([loaded[0], loaded[-1]])
+        )
+        margins = margin(judge, prompts, first, second).tolist()
+        chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
+        rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
         save_stream(folder, list(zip(prompts, chosen, rejected, map(abs, margins))))
     wins = sum(m > 0 for m in margins) / len(margins)
     print(f"{args.out}: {len(margins)} pairs, the first response preferred in {wins:.1%}, ties {margins.count(0.0)}")

@@ -160,6 +160,14 @@ def test_copied_into_an_empty_folder(start, tmp_path):
         assert "no start given: pass --model --dataset, or --start FOLDER" in done.stderr
 
 
+def test_several_processes_do_not_prepare(tmp_path, monkeypatch):
+    (tmp_path / "prepare").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common, "processes", lambda: 2)
+    with pytest.raises(SystemExit, match="starts/reviews is not ready yet: run `python -m prepare .*` first, as one process"):
+        common.check_args(ipo_online.Args())
+
+
 def test_the_default_start_is_prepared_when_missing(tmp_path):
     """`python ipo_online.py` alone on a fresh clone: one line says what happens first (here prepare is a stand-in)."""
     for name in ("ipo_online.py", "common.py"):
@@ -253,8 +261,10 @@ def test_a_loss_that_turns_nan_leaves_the_last_good_checkpoint(start, runs, tmp_
 
 
 def test_too_little_memory_ends_in_a_line_that_says_what_to_lower():
-    with pytest.raises(SystemExit, match="^error: out of memory .* lower --batch-size or the --max-...-tokens$"):
-        common.run_command(lambda args: torch.empty(2**50), None)
+    with pytest.raises(
+        SystemExit, match="^error: out of memory .* lower --batch-size, --eval-batch-size or the --max-...-tokens$"
+    ):
+        common.run_command(lambda args: torch.empty(2**50), ipo_online.Args())
     with pytest.raises(SystemExit, match="^error: out of memory .* lower --batch-size"):
         common.run_command(lambda args: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")).__next__(), None)
 

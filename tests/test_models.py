@@ -9,7 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.cuda._utils import _get_device_index
-from transformers import AutoModelForSequenceClassification, BertConfig, BertLMHeadModel, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertLMHeadModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+)
 
 from common import encode, load_judge, load_policy, load_tokenizer, pick_device, score
 from tests.conftest import REPO, SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
@@ -91,6 +99,10 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     made["apart"] = small, letter_tokenizer(letters="abcdefghijkl")
     capped = Gemma2Config(vocab_size=16, head_dim=8, num_key_value_heads=2, final_logit_softcapping=0.5, **sizes)
     made["capped"] = Gemma2ForCausalLM(capped), tokenizer
+    mixed = Lfm2Config(
+        vocab_size=10, num_key_value_heads=1, layer_types=["conv", "full_attention"], **sizes | {"num_hidden_layers": 2}
+    )
+    made["mixed"] = Lfm2ForCausalLM(mixed), tokenizer
     for name, (model, own) in made.items():
         model.save_pretrained(tmp_path / name)
         own and own.save_pretrained(tmp_path / name)
@@ -102,6 +114,7 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
         ("encoder", "is no causal language model: what it says of a token depends on the tokens after it"),
         ("apart", "its tokenizer has 14 tokens, its model only 10; they do not belong together"),
         ("capped", "its logits are scaled or capped behind its output layer"),
+        ("mixed", "keeps more between tokens than keys and values"),
         ("bare", "no tokenizer can be loaded from it"),
         ("endless", "its tokenizer has no end-of-sequence token"),
         ("broken", "no tokenizer can be loaded from it"),

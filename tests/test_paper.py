@@ -32,18 +32,20 @@ def golden(values):
 
 def test_win_rate_at_a_kl_is_interpolated_in_log_kl_at_the_first_crossing():
     c = curve([0.0, 1.0, 4.0, 2.0, 9.0], [[0, 0], [0.2, 0.4], [0.6, 0.4], [0, 0], [1, 1]])
-    assert golden(at_kl(c, 2.0)) == pytest.approx([0.4, 0.4])  # log 2 lies half way between log 1 and log 4
-    assert golden(at_kl(c, 4.0)) == pytest.approx([0.6, 0.4])  # an evaluation itself
-    share = math.log(3) / math.log(4)
-    assert golden(at_kl(c, 3.0)) == pytest.approx([0.2 + 0.4 * share, 0.4])  # the first crossing, not 2 -> 9
-    assert at_kl(c, 5.0) is not None and at_kl(c, 9.5) is None  # never beyond the end
-    assert at_kl(c, 0.5) is None  # nor from 0 nats, whose logarithm is none
-    assert golden(at_kl(c, 3.0, every=True)) == pytest.approx(  # both of its crossings
-        [(0.2 + 0.4 * share + math.log(1.5) / math.log(4.5)) / 2, (0.4 + math.log(1.5) / math.log(4.5)) / 2]
-    )
-    assert at_kl(c, 1.0) is None and at_kl(curve([0, 2, 0.5, 4], [[0], [1], [0], [1]]), 1.0) is None
-    assert golden(at_kl(curve([0, 2, 0.5, 2], [[0], [1], [0], [1]]), 1.0, every=True)) == pytest.approx([0.5])
-    assert at_kl(c.until(1), 2.0) is None and [row["step"] for row in c.until(1).evals] == [0, 1]
+    assert [golden(v) for v in at_kl(c, 2.0)] == [pytest.approx([0.4, 0.4])]  # log 2 lies half way between log 1 and log 4
+    assert [golden(v) for v in at_kl(c, 4.0)] == [pytest.approx([0.6, 0.4])]  # an evaluation itself
+    share, down, up = math.log(3) / math.log(4), math.log(4 / 3) / math.log(2), math.log(1.5) / math.log(4.5)
+    assert [golden(v) for v in at_kl(c, 3.0)] == [pytest.approx([0.2 + 0.4 * share, 0.4])]  # the first, not 2 -> 9
+    assert len(at_kl(c, 5.0)) == 1 and at_kl(c, 9.5) == []  # never beyond the end
+    assert at_kl(c, 0.5) == []  # nor from 0 nats, whose logarithm is none
+    assert [golden(v) for v in at_kl(c, 3.0, every=True)] == [  # up, down, and up again
+        pytest.approx(v) for v in ([0.2 + 0.4 * share, 0.4], [0.6 * (1 - down), 0.4 * (1 - down)], [up, up])
+    ]
+    back = curve([0, 2, 0.5, 2], [[0], [1], [0], [1]])  # crosses 1 nat before its first evaluation, and comes back
+    assert at_kl(c, 1.0) == at_kl(back, 1.0) == []
+    assert [golden(v) for v in at_kl(back, 1.0, every=True)] == [pytest.approx([0.5]), pytest.approx([0.5])]
+    assert golden(ahead_at_kl([back], [curve([0, 0.5, 2], [[0], [0.1], [0.1]])], (1,), every=True)) == pytest.approx([0.4])
+    assert at_kl(c.until(1), 2.0) == [] and [row["step"] for row in c.until(1).evals] == [0, 1]
 
 
 def test_what_is_chosen_on_one_half_is_reported_on_the_other():
@@ -186,7 +188,7 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     page = (tmp_path / "pages" / "findings.md").read_text()
     for name, experiment in EXPERIMENTS.items():
         assert f"## {experiment.__doc__.splitlines()[0].rstrip('.')}" in page and f"python -m paper {name}  " in page
-    assert "the stream in its order is the online run, to the bit (1: yes) | 7: +1.000 |" in page
+    assert "the stream gives the online run's metrics, to the bit, in 1 of 1 seeds." in page
     assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 2  # judges has none, curves one for each loss
     online = fig1.online_run(world.start(7))
     rows, kept = read_jsonl(online.folder / "evals.jsonl"), load_curve(online)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import common
+import ipo_offline
 import ipo_online
 from tests.conftest import MINIATURE, REPO, call, read_jsonl
 
@@ -126,11 +128,16 @@ def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
     command = ["ipo_offline.py", "--start", start, "--out", runs["ipo_offline"], "--resume", "--batch-size", 4]
     done = call(*command, "--beta", 0.5, "--steps", 4, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4, code=1)
     assert "this run was begun with --steps 3 --beta 0.1; repeat that" in done.stderr
+    same = call(*command, "--steps", 3, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4, "--eval-batch-size", 7)
+    assert "this run is finished" in same.stdout  # fewer at a time change no number, and may be what memory asks for
     assert "--resume needs --out" in call("ipo_offline.py", "--start", start, "--resume", code=1).stderr
     (tmp_path / "notes.txt").write_text("not a run")
     done = call("ipo_offline.py", "--start", start, "--resume", "--out", tmp_path, code=1)
     assert "there is something in this place already, and it is no run" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "notes.txt").unlink()
+    (tmp_path / "responses").mkdir()  # killed before args.json was there
+    assert common.choose_folder(ipo_offline.Args(model="m", out=str(tmp_path)), "ipo_offline") == tmp_path
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "FILE/run"])

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, MistralConfig
 
 import ipo_online
 from common import collate, pad
@@ -113,11 +113,21 @@ def test_what_is_sampled_from_is_what_is_scored(family, in_place, monkeypatch):
     assert torch.stack([logits[0] for logits in seen[: len(scored)]]).sub(scored).abs().max() < 1e-4
 
 
-def test_a_model_without_a_plain_static_cache_says_so_once_and_samples_all_the_same(capsys):
+SIZES = {"vocab_size": 10, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+LLAMA = {**SIZES, "intermediate_size": 32, "num_key_value_heads": 1}
+NOT_RECORDED = [
+    MistralConfig(sliding_window=4, **LLAMA),
+    GPTJConfig(
+        vocab_size=10, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_positions=64
+    ),  # eager attention: masks are added
+    LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, **LLAMA),  # asks the GPU
+]
+
+
+@pytest.mark.parametrize("config", NOT_RECORDED, ids=lambda config: config.model_type)
+def test_a_model_whose_step_cannot_be_recorded_says_so_once_and_samples_all_the_same(config, capsys):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = MistralConfig(vocab_size=10, intermediate_size=32, sliding_window=4, **sizes)
-    model, tokenizer = MistralForCausalLM(config).double().eval(), letter_tokenizer()
+    model, tokenizer = AutoModelForCausalLM.from_config(config).double().eval(), letter_tokenizer()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(10 if parameter.dim() > 1 else 1)
@@ -128,7 +138,7 @@ def test_a_model_without_a_plain_static_cache_says_so_once_and_samples_all_the_s
     for _ in range(2):
         assert sample(model, prompts, uniforms, tokenizer) == expected
     assert capsys.readouterr().out == (
-        "MistralForCausalLM has no plain static cache: it samples in a plain loop, which is slower\n"
+        f"{type(model).__name__}: a decoding step cannot be recorded; it samples in a plain loop, which is slower\n"
     )
 
 

