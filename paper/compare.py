@@ -32,10 +32,18 @@ class Curve:
     def kl(self) -> list[float]:
         return [row["kl"] for row in self.evals]
 
+    @property
+    def steps(self) -> list[int]:
+        return [row["step"] for row in self.evals]
+
+    def at(self, steps: set[int]) -> "Curve":
+        """The evaluations at these steps alone."""
+        kept = [i for i, step in enumerate(self.steps) if step in steps]
+        return replace(self, evals=[self.evals[i] for i in kept], wins=self.wins[kept])
+
     def until(self, step: int) -> "Curve":
         """The curve of a shorter run: the learning rate is constant, so a shorter run is a prefix of a longer one."""
-        count = sum(row["step"] <= step for row in self.evals)
-        return replace(self, evals=self.evals[:count], wins=self.wins[:count])
+        return self.at(set(range(step + 1)))
 
     def judged_by(self, first: int) -> "Curve":
         """The same with another judge as the first, who chooses."""
@@ -155,15 +163,24 @@ def effect(experiment: str, claim: str, differences: dict[int, torch.Tensor | No
     return Effect(experiment, claim, {seed: values.mean().item() for seed, values in kept.items()}, errors, **options)
 
 
+def looked_at_alike(first: list[Curve], second: list[Curve]) -> tuple[list[Curve], list[Curve]]:
+    """Two sides that train equally long, at the steps at which both were evaluated: neither has more to choose from."""
+    steps = [set().union(*(curve.steps for curve in side)) for side in (first, second)]
+    if max(steps[0]) != max(steps[1]):
+        return first, second
+    return tuple([curve.at(steps[0] & steps[1]) for curve in side] for side in (first, second))
+
+
 def compared(experiment: str, groups: Groups, first: str, second: str, told: str = "", **options) -> list[Effect]:
     """How far one group is ahead of another, at equal KL and at the peak; a seed that one of them lacks is left out."""
     seeds = [seed for seed in groups[first] if seed in groups[second]]
-    if len({curve.evals[1]["step"] for side in (first, second) for seed in seeds for curve in groups[side][seed]}) > 1:
+    if len({curve.steps[1] for side in (first, second) for seed in seeds for curve in groups[side][seed]}) > 1:
         raise ValueError(f"{first} and {second}: curves with first evaluations at different steps do not compare at equal KL")
     told = told or f"{first} ahead of {second}"
+    sides = {seed: looked_at_alike(groups[first][seed], groups[second][seed]) for seed in seeds}
     effects = []
     for where, ahead in (("equal KL", ahead_at_kl), ("the peak", ahead_at_peak)):
-        differences = {seed: ahead(groups[first][seed], groups[second][seed]) for seed in seeds}
+        differences = {seed: ahead(*sides[seed]) for seed in seeds}
         effects.append(effect(experiment, f"{told}, at {where}", differences, **options))
     return effects
 

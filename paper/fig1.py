@@ -104,8 +104,10 @@ def effects_of(groups: Groups, name: str) -> list[Effect]:
         online, pools = (judged(groups, first)[side] for side in ("online", "offline, swept"))
         by = f", by the {judge}" * bool(first)
         for nats in NATS:
-            alone = {seed: ahead_at_kl(online[seed], pools[seed], (nats,)) for seed in online}
-            effects.append(effect(name, f"online ahead of offline, swept, at {nats} nat{'s' * (nats > 1)} alone{by}", alone))
+            for crossing, every in (("", False), (", each at its best crossing", True)):
+                alone = {seed: ahead_at_kl(online[seed], pools[seed], (nats,), every) for seed in online}
+                where = f"at {nats} nat{'s' * (nats > 1)} alone{crossing}"
+                effects.append(effect(name, f"online ahead of offline, swept, {where}{by}", alone))
         best = {seed: ahead_at_kl(online[seed], pools[seed], every=True) for seed in online}
         effects.append(effect(name, "online ahead of offline, swept, at equal KL, each at its best crossing" + by, best))
         early = {seed: early_lead(online[seed][0], pools[seed], BEGINNING) for seed in online}

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from threading import Event, Semaphore
 
 import torch
 from tqdm import tqdm
@@ -277,24 +278,26 @@ def plan(jobs: list[Job]) -> list[tuple[Job, bool]]:
 
 def make(jobs: list[Job], workers: int) -> None:
     """Make what is missing, `workers` jobs at a time. An interrupted call is continued by repeating it."""
-    todo, futures = plan(jobs), {}
+    todo, futures, turns, stopped = plan(jobs), {}, Semaphore(workers), Event()
 
     def work(job: Job, wanted: bool) -> None:
         for need in job.needs:
-            if need.key in futures:  # it stands before this one in the queue: it is done, or another worker is at it
+            if need.key in futures:
                 futures[need.key].result()
-        make_folder(job)
-        if wanted:
-            make_result(job)
+        with turns:  # whoever waits for what it needs keeps no other from its turn
+            if not stopped.is_set():
+                make_folder(job)
+                if wanted:
+                    make_result(job)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(1, len(todo))) as pool:
         for job, wanted in todo:
             futures[job.key] = pool.submit(work, job, wanted)
         try:
             for future in tqdm(as_completed(futures.values()), total=len(todo), desc="jobs", unit="job", disable=not todo):
                 future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that are at it end first
+            stopped.set()  # those that are at it end first
             raise
 
 

@@ -71,6 +71,14 @@ def test_sides_are_compared_where_both_are():
     late = curve([0, 1, 2], [[0, 0], [0.1, 0.1], [0.1, 0.1]], steps=[0, 5, 10])
     with pytest.raises(ValueError, match="first evaluations at different steps"):
         compared("x", {"a": {1: [online]}, "b": {1: [late]}}, "a", "b")
+    # equally long, one looked at less often: the other's 0.9 at step 3 does not count, and 3 nats lie between 1 and 4
+    often, seldom = (
+        curve([0, 0.5, 1, 2, 4], [[0, 0], [0, 0], [0, 0], [0.9, 0.9], [0.4, 0.4]]),
+        curve([0, 0.5, 1, 4], [[0, 0]] * 4, steps=[0, 1, 2, 4]),
+    )
+    alike = compared("x", {"a": {1: [often]}, "b": {1: [seldom]}}, "a", "b")
+    values = [0, 0.4 * math.log(2) / math.log(4), 0.4 * math.log(3) / math.log(4), 0.4]
+    assert [e.values[1] for e in alike] == [pytest.approx(sum(values) / 4), pytest.approx(0.4)]
     groups = {"a": {1: [online], 2: [online]}, "b": {1: offline, 2: worse}}
     at_equal_kl, at_peak = compared("x", groups, "a", "b")
     assert at_equal_kl.values == pytest.approx({1: 0.2, 2: (0.2 + 0.4) / 2 - 0}) and at_equal_kl.errors == {1: 0, 2: 0}
