@@ -4,6 +4,7 @@ python -m paper                     the experiments: what they ask, how many job
 python -m paper all --jobs 2        makes what is missing, and writes docs/findings.md
 python -m paper fig1 --jobs 2       one experiment: makes what it lacks, prints its tables, draws its picture
 python -m paper findings            docs/findings.md and its pictures from the kept results, without any run
+python -m paper again --jobs 2      are the kept results those of today's code? the first steps of each script, to the bit
 python -m paper frontier RUN...     KL to SFT against win rate, as PNG and SVG, and a table
 python -m paper agreement RUN...    how far the judges agree, on the data and on what each run's last policy samples
 """
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import check_ranges, fail, run_command
-from paper import agreement, findings, frontier
+from paper import again, agreement, findings, frontier
 from paper.findings import EXPERIMENTS, done_seeds, effect_table, experiments_of
 from paper.jobs import WORLDS, Job, World, make, plan, tell_stale
 
@@ -92,7 +93,7 @@ def run(args: Make, names: list[str]) -> None:
 
 
 def main(args) -> None:
-    for module in (findings, frontier, agreement):
+    for module in (findings, again, frontier, agreement):
         if isinstance(args, module.Args):
             return module.main(args)
     name = type(args).__name__
@@ -106,7 +107,7 @@ if __name__ == "__main__":
     commands = {name: (kind, EXPERIMENTS[name].__doc__ if name != "all" else __doc__) for name, kind in KINDS.items()}
     commands |= {
         name: (module.Args, module.__doc__)
-        for name, module in (("findings", findings), ("frontier", frontier), ("agreement", agreement))
+        for name, module in (("findings", findings), ("again", again), ("frontier", frontier), ("agreement", agreement))
     }
     union = None
     for name, (kind, text) in commands.items():

@@ -78,5 +78,6 @@ of early against final by 0.13, and online is ahead of all. At the peak it is th
 final policy's own pairs take offline farthest by golden, with five times the steps past online. But they do it at 7 and 8
 nats, and by the exact rule these policies win much less than by golden and less than online: golden gave these labels, and
 a likely reason, not tested, is that its mistakes far from its data are in them. Read by the rule, early against final is
-about as good, at about half the distance. Pairs with one side from SFT behave like D_golden here, not better.
+about as good, at about half the distance. Pairs with a side from SFT, or both, are like D_golden here: a little behind it at
+equal KL, a little ahead at the peak.
 """

@@ -258,8 +258,11 @@ def make_result(job: Job) -> None:
     aside.rename(job.result)
 
 
-def plan(jobs: list[Job]) -> list[tuple[Job, bool]]:
-    """(job, whether its result is wanted) of everything that is still to be made, what is read before what reads it."""
+def plan(jobs: list[Job], results: bool = True) -> list[tuple[Job, bool]]:
+    """(job, whether its result is wanted) of everything that is still to be made, what is read before what reads it.
+
+    results: whether the jobs' results are to be kept; otherwise their folders are to be there.
+    """
     todo: dict[tuple, Job] = {}
 
     def visit(job: Job, wanted: bool) -> None:
@@ -271,14 +274,14 @@ def plan(jobs: list[Job]) -> list[tuple[Job, bool]]:
         todo[job.key] = job
 
     for job in jobs:
-        visit(job, True)
-    wanted = {job.key for job in jobs}
+        visit(job, results)
+    wanted = {job.key for job in jobs if results}
     return [(job, key in wanted and not job.result.exists()) for key, job in todo.items()]
 
 
-def make(jobs: list[Job], workers: int) -> None:
+def make(jobs: list[Job], workers: int, results: bool = True) -> None:
     """Make what is missing, `workers` jobs at a time. An interrupted call is continued by repeating it."""
-    todo, futures, turns, stopped = plan(jobs), {}, Semaphore(workers), Event()
+    todo, futures, turns, stopped = plan(jobs, results), {}, Semaphore(workers), Event()
 
     def work(job: Job, wanted: bool) -> None:
         for need in job.needs:

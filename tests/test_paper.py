@@ -1,5 +1,6 @@
 """The paper's experiments: how values are read off curves, what is said of them, and all of them in miniature."""
 
+import gzip
 import importlib
 import json
 import math
@@ -11,11 +12,11 @@ import tyro
 from matplotlib.figure import Figure
 
 from paper import __main__ as paper
-from paper import ahead, betas, fig1, fig4, fig9, fig12, fig13, jobs, judges, sizes
+from paper import again, ahead, betas, fig1, fig4, fig9, fig12, fig13, jobs, judges, sizes
 from paper.compare import Curve, Effect, ahead_at_kl, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
-from tests.conftest import MINIATURE, REPO, call, read_jsonl
+from tests.conftest import MINIATURE, REPO, SCRIPTS, call, read_jsonl
 
 
 def curve(kl, wins, steps=None):
@@ -157,6 +158,7 @@ def miniature(tmp_path, monkeypatch):
     for module, name, value in (
         (fig1, "BEGINNING", 4),
         (jobs, "BEGINNING", 4),
+        (again, "BEGINNING", 4),
         (fig4, "RATES", (1,)),
         (fig12, "RATES", (1,)),
         (fig9, "RATES", (1,)),
@@ -220,6 +222,18 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     (tmp_path / "start").rename(world.start(7).folder)
     make([job], 1)
     assert calls[made:] == ["ipo_online", "ipo_offline"] and read_result(kept) == read_result(job.result.read_bytes())
+
+    # the first steps of every script, again: the same; and if a kept run had been another, that is said
+    capsys.readouterr()
+    paper.main(again.Args(7, runs=world.runs, results=world.results))
+    assert capsys.readouterr().out.count("equal to the bit") == len(SCRIPTS)
+    other = read_result(online.result.read_bytes()) | {"metrics": {"first": "0", "all": "0"}}
+    online.result.write_bytes(gzip.compress(json.dumps(other).encode()))
+    jobs.read_file.cache_clear()
+    with pytest.raises(SystemExit, match="^error: ipo_online: today's code, or this machine, does not give the numbers"):
+        paper.main(again.Args(7, runs=world.runs, results=world.results))
+    with pytest.raises(SystemExit, match="has no results of seed 8"):
+        paper.main(again.Args(8, runs=world.runs, results=world.results))
     with pytest.raises(SystemExit, match="is not the beginning of"):
         join(fig1.beginning(online), fig1.offline_run(world.start(7), 1, 0.1))
     assert stale(fig1.jobs(world, 7)) == []
@@ -227,8 +241,6 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
 
 
 def read_result(packed: bytes) -> dict:
-    import gzip
-
     row = json.loads(gzip.decompress(packed))
     return {**row, "args": {name: value for name, value in row["args"].items() if name not in ("out", "git_revision")}}
 
