@@ -66,15 +66,16 @@ def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
 
 def new_figure(rows: int = 1, columns: int = 1, **options):
     """(figure, its axes) in the house style."""
-    plt.rcParams.update({"font.size": 13, "svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": ""})  # words as words, and the same names every time
     return plt.subplots(rows, columns, layout="constrained", squeeze=False, **options)
 
 
 def save_figure(figure, out: str) -> None:
     """Write OUT.png and OUT.svg."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        figure.savefig(f"{out}.{ending}", dpi=160)
+    figure.savefig(f"{out}.png", dpi=160)
+    figure.savefig(f"{out}.svg", metadata={"Date": None})  # equal numbers are equal bytes
     plt.close(figure)
     print(f"wrote {out}.png and {out}.svg")
 
