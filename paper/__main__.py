@@ -67,6 +67,8 @@ def overview() -> None:
     todo = [job for job, _ in plan(everything)]
     table.add_row("all", "experiments share jobs", "", "", str(len(todo)), f"{hours(todo):.1f}")
     Console(width=150, soft_wrap=True).print(table)
+    for other in list(WORLDS.values())[1:]:
+        print(f"--world {other.name} makes {', '.join(experiments_of(other))} in another world")
 
 
 def run(args: Make, names: list[str]) -> None:

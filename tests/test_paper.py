@@ -259,6 +259,7 @@ def test_a_failed_job_is_named_with_its_log(start, tmp_path):
 def test_the_command_line(tmp_path):
     text = call("-m", "paper").stdout
     assert all(name in text for name in EXPERIMENTS) and "core-hours" in text
+    assert "--world stories makes fig1, fig4, fig12 in another world" in text
     done = call("-m", "paper", "fig1", "--world", "stories", "--list", "--seeds", 1)
     assert "jobs to make" in done.stdout
     done = call("-m", "paper", "sizes", "--world", "stories", code=1)
