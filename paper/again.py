@@ -1,8 +1,8 @@
 """Are the kept results those of today's code? The first steps of one kept run of each script, made again and compared.
 
 The start of the seed is made anew, every stage, then 40 steps of each script; `metrics.jsonl` must be what it was when the
-results were kept, to the bit: losses, log-probabilities, gradient norms. They were made on an AMD EPYC with one thread; on
-another kind of CPU the last digits differ, and with them, after some steps, the sampled texts.
+results were kept, to the bit: losses, log-probabilities, gradient norms. They are, on an AMD EPYC without AVX-512 and on
+another with it, which jobs do not use; on a CPU of another maker the last digits may differ, and then the sampled texts.
 """
 
 import hashlib

@@ -30,6 +30,14 @@ BEGINNING = 40  # the first steps of some runs are run again with more evaluatio
 LOSS_WINDOW = 20  # steps whose mean loss is kept
 OTHERS = {"prepare": 150, "prepare.sft": 40, "prepare.preference_model": 40, "prepare.pairs": 60, "paper.classify": 15}
 WITHOUT_EFFECT = ("save_stream", "save_policies", "jobs")  # on numbers
+# One thread, and no AVX-512: with it torch's softmax and oneDNN's GELU round differently, and after some steps other texts
+# are sampled.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 
 
 @dataclass(frozen=True)
@@ -207,10 +215,10 @@ def run_of(start: Job, script: str, label: str, steps: float = 1, eval_every: in
 
 
 def call(arguments: list[str], log: Path) -> None:
-    """`python ARGUMENTS` on one thread, so that its numbers do not depend on how many run beside it; output to a log."""
+    """`python ARGUMENTS`, with numbers that do not depend on how many run beside it, nor on AVX-512; output to a log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as output:
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        env = os.environ | ENVIRONMENT
         code = subprocess.run([sys.executable, *arguments], stdout=output, stderr=output, env=env).returncode
     if code:
         fail(f"python {' '.join(arguments)}: exit code {code}; see {log}")

@@ -92,7 +92,7 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-The gap to D_golden is there at every size and does not close: in every seed it is larger at 115 thousand parameters than at 28,
-and about as large again at 467. Online's best rises with the size, offline's on D_golden hardly. The shuffled stream is between
-the two, nearer to online, as in Figure 4.
+The gap to D_golden is there at every size and does not close: in every seed it is larger at 115 thousand parameters than at
+28, and about as large again at 467. Online's best rises with the size, offline's on D_golden hardly. The shuffled stream is
+between the two, nearer to online, as in Figure 4.
 """
