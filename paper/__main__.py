@@ -21,7 +21,7 @@ from rich.table import Table
 from common import check_ranges, fail, run_command
 from paper import again, agreement, findings, frontier
 from paper.findings import EXPERIMENTS, done_seeds, effect_table, experiments_of
-from paper.jobs import WORLDS, Job, World, make, plan, tell_stale
+from paper.jobs import WORLDS, Job, World, check_starts, make, plan, tell_stale
 
 
 @dataclass
@@ -86,6 +86,7 @@ def run(args: Make, names: list[str]) -> None:
         print(f"{len(todo)} jobs to make: about {hours(todo):.1f} core-hours")
         return
     make(jobs, args.jobs)
+    check_starts(jobs)
     tell_stale(jobs)
     if len(names) > 1:
         findings.main(findings.Args(args.page, args.pictures, args.results))

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import fail
-from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, judges, sizes
+from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, judges, rates, sizes
 from paper.compare import Effect, Report, table_of
 from paper.frontier import NAMES
-from paper.jobs import WORLDS, World, tell_stale
+from paper.jobs import WORLDS, World, check_starts, tell_stale
 
 EXPERIMENTS = {
     "fig1": fig1,
@@ -25,6 +25,7 @@ EXPERIMENTS = {
     "ahead": ahead,
     "judges": judges,
     "betas": betas,
+    "rates": rates,
     "curves": curves,
 }
 
@@ -114,6 +115,7 @@ def main(args: Args) -> None:
                 used += [job for seed in seeds for job in experiment.jobs(world, seed)]
     if not reports:
         fail(f"{args.results}: no experiment has all its results for any seed; make one by `python -m paper fig1`")
+    check_starts(used)
     effects = [e for _, _, report, _ in reports.values() for e in report.effects]
     parts = [HEAD.strip(), "## The primary claims", effect_table([e for e in effects if e.primary])]
     parts += ["## All claims in one table", effect_table([e for e in effects if not e.primary], command=True)]

@@ -91,7 +91,7 @@ WORLDS = {
         learning_rate=1e-4,
         sweep=((1, 0.1), (0.3, 0.1), (3, 0.1)),
         times=2,
-        experiments=("fig1", "fig4", "fig12"),
+        experiments=("fig1", "fig4", "fig12", "rates"),
     ),
 }
 
@@ -322,6 +322,19 @@ def tell_stale(jobs: list[Job]) -> None:
     if old := {job.result: job for job in stale(jobs)}:
         revisions = {read(job)["args"]["git_revision"] for job in old.values() if "args" in read(job)}
         print(f"{len(old)} results were made by other code than today's, at {revisions}; to make one anew, delete it")
+
+
+def check_starts(jobs: list[Job]) -> None:
+    """Fail where runs from one start differ before their first step: it was made anew between them, with other numbers."""
+    first: dict[tuple, Job] = {}
+    for job in jobs:
+        if job.is_run and job.result.exists():
+            parts = [job.options.get(name) for name in ("start", "model")]
+            key = job.home, *(part.job.label for part in parts if part)
+            before = [read(other)["evals"][0] for other in (job, first.setdefault(key, job))]
+            if len({tuple(e[name] for name in ("win_rate", "response_length")) for e in before}) > 1:
+                told = f"{job.result} and {first[key].result}: their runs began from different models"
+                fail(f"{told}, one perhaps made on another kind of machine; delete those of one and make them again")
 
 
 @cache

@@ -12,7 +12,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from paper import __main__ as paper
-from paper import again, ahead, betas, fig1, fig4, fig9, fig12, fig13, jobs, judges, sizes
+from paper import again, ahead, betas, fig1, fig4, fig9, fig12, fig13, jobs, judges, rates, sizes
 from paper.compare import Curve, Effect, ahead_at_kl, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
@@ -165,6 +165,7 @@ def miniature(tmp_path, monkeypatch):
         (sizes, "RATES", (1,)),
         (betas, "LOSSES", ("slic",)),
         (betas, "FACTORS", (1,)),
+        (rates, "RATE", 1),
         (judges, "PAIRS", (100,)),
         (judges, "GOLDEN_STEPS", (2,)),
         (ahead, "BATCHES", (2, 5)),
@@ -234,6 +235,13 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
         paper.main(again.Args(7, runs=world.runs, results=world.results))
     with pytest.raises(SystemExit, match="has no results of seed 8"):
         paper.main(again.Args(8, runs=world.runs, results=world.results))
+    # a run from a start that was made anew with other numbers is not compared with the others
+    jobs.check_starts(fig1.jobs(world, 7))
+    other["evals"][0]["response_length"] += 1
+    online.result.write_bytes(gzip.compress(json.dumps(other).encode()))
+    jobs.read_file.cache_clear()
+    with pytest.raises(SystemExit, match=r"ipo_online.json.gz: their runs began from different models, one perhaps made on"):
+        paper.main(paper.KINDS["fig1"](seeds=(7,), **folders))
     with pytest.raises(SystemExit, match="is not the beginning of"):
         join(fig1.beginning(online), fig1.offline_run(world.start(7), 1, 0.1))
     assert stale(fig1.jobs(world, 7)) == []
@@ -259,11 +267,11 @@ def test_a_failed_job_is_named_with_its_log(start, tmp_path):
 def test_the_command_line(tmp_path):
     text = call("-m", "paper").stdout
     assert all(name in text for name in EXPERIMENTS) and "core-hours" in text
-    assert "--world stories makes fig1, fig4, fig12 in another world" in text
+    assert "--world stories makes fig1, fig4, fig12, rates in another world" in text
     done = call("-m", "paper", "fig1", "--world", "stories", "--list", "--seeds", 1)
     assert "jobs to make" in done.stdout
     done = call("-m", "paper", "sizes", "--world", "stories", code=1)
-    assert done.stderr == "error: sizes: not made in the world stories; there: fig1, fig4, fig12\n"
+    assert done.stderr == "error: sizes: not made in the world stories; there: fig1, fig4, fig12, rates\n"
     folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     text = call("-m", "paper", "fig13", "--list", "--seeds", 1, 2, *folders).stdout
     assert "22 jobs to make: about" in text and text.count("ipo_offline__stream__shuffle") == 16

@@ -1,0 +1,41 @@
+"""Beyond the paper: is it online, or the learning rate? Online at a third of its rate too, as offline's sweep has it.
+
+The paper gives offline a sweep and online one setting. Here both sides train with the default learning rate and slowly: 0.3
+times the rate, twice the steps, beta 0.1. The question of the house: how much of a lead at equal KL, either way, is the
+learning rate's, with which a policy that goes the same distance more slowly may win more there?
+"""
+
+from paper.compare import Groups, Report, compared, draw, group_table
+from paper.fig1 import offline_run, online_run, sweep, whole, with_beginnings
+from paper.jobs import Job, World, run_of
+
+SEEDS = (1, 2, 3)
+RATE, TIMES = 0.3, 2  # of the slow runs: learning rate and steps, as multiples
+
+
+def slow_online(world: World, seed: int) -> Job:
+    rate = float(f"{RATE * world.learning_rate:.3g}")
+    return run_of(world.start(seed), "ipo_online", f"ipo_online__rate={RATE:g}__{TIMES}x", TIMES, learning_rate=rate)
+
+
+def jobs(world: World, seed: int) -> list[Job]:
+    return with_beginnings([online_run(world.start(seed)), slow_online(world, seed), *sweep(world, seed)])
+
+
+def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
+    groups: Groups = {"online": {}, "slow online": {}, "offline": {}, "slow offline": {}}
+    swept: Groups = {"online at both rates": {}, "offline, swept": {}}
+    for seed in seeds:
+        start = world.start(seed)
+        groups["online"][seed], groups["slow online"][seed] = [whole(online_run(start))], [whole(slow_online(world, seed))]
+        groups["offline"][seed] = [whole(offline_run(start, 1, 0.1)).until(world.steps)]
+        groups["slow offline"][seed] = [whole(offline_run(start, RATE, 0.1)).until(TIMES * world.steps)]
+        swept["online at both rates"][seed] = groups["online"][seed] + groups["slow online"][seed]
+        swept["offline, swept"][seed] = [whole(job) for job in sweep(world, seed)]
+    draw(f"Two learning rates, {len(seeds)} seeds", groups, out)
+    effects = compared("rates", groups, "online", "offline", sign=0)
+    effects += compared("rates", groups, "slow online", "slow offline", sign=0)
+    effects += compared("rates", groups, "slow online", "online", sign=0)
+    effects += compared("rates", groups, "slow offline", "offline", sign=0)
+    effects += compared("rates", swept, "online at both rates", "offline, swept", sign=0)
+    return Report(group_table(groups | swept), effects)
