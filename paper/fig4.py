@@ -59,3 +59,8 @@ D_golden's texts are of every quality and the stream's are those of a policy tha
 whose taste is simple. By the rule the shuffled stream is further behind than by golden: it gets its last wins at 7 nats,
 where golden is easier to please than the rule.
 """
+
+ON_STORIES = """
+Three curves that are the same within two or three hundredths: where online is not ahead of offline, there is nothing for
+coverage to explain.
+"""
