@@ -135,6 +135,7 @@ class Effect:
     errors: dict[int, float]  # standard errors over prompts, where there are any
     sign: int = 1  # of the difference if the claim holds; 0: the paper does not say
     primary: bool = False
+    seeds: tuple[int, ...] | None = None  # all of those asked for, where some of them may have no value
 
     @property
     def mean(self) -> float:
@@ -160,7 +161,8 @@ def effect(experiment: str, claim: str, differences: dict[int, torch.Tensor | No
     """An Effect from each seed's (J, P) differences by prompt, judged by the first judge."""
     kept = {seed: values[0] for seed, values in differences.items() if values is not None}
     errors = {seed: (values.std() / math.sqrt(len(values))).item() for seed, values in kept.items()}
-    return Effect(experiment, claim, {seed: values.mean().item() for seed, values in kept.items()}, errors, **options)
+    means = {seed: values.mean().item() for seed, values in kept.items()}
+    return Effect(experiment, claim, means, errors, seeds=tuple(differences), **options)
 
 
 def looked_at_alike(first: list[Curve], second: list[Curve]) -> tuple[list[Curve], list[Curve]]:

@@ -42,7 +42,7 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 WHAT_CAME_OUT = """
 In its order, the stream is the online run to the bit in every seed (the paper's Appendix F, where hardware let the two
-drift). The order of the means is the paper's: windows of 4 batches cost nothing that could be seen, of 50 a little, all of
-it the most. The last is decided at equal KL and, with three seeds, not at the peak; Figure 4, with more learning rates and
-five seeds, decides both.
+drift). The order of the means is the paper's: windows of 4 batches cost nothing that could be seen, of 50 a little, which is
+undecided, all of it the most. The last is decided at equal KL and, with three seeds, not at the peak; Figure 4, with more
+learning rates and five seeds, decides both.
 """

@@ -66,5 +66,6 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 WHAT_CAME_OUT = """
 The proxy is the better judge of what online samples, as in the paper. Its accuracy falls along the run in all three seeds, in
-one of them by next to nothing. Policies classify much better than the paper's here: the taste is simple.
+one of them by next to nothing, which is undecided. Policies classify much better than the paper's here, perhaps because the
+taste is simple.
 """

@@ -39,17 +39,19 @@ How to read it:
 - **Win rates** are against the golden policy's stored responses on 512 training prompts, by golden, the preference model that
   stands for the rater as in the paper. 0.5 is parity. The embedded world also has the rater's **exact rule**: far from the
   data golden is wrong too, and the rule says where.
-- **Equal KL:** the mean difference over those of 1, 2, 3 and 4 nats to SFT that both sides reach, interpolated in log KL,
-  never extrapolated. **At the peak:** each side at the best of its evaluations. What is chosen is chosen on one half of the
-  prompts and reported on the other.
-- **Every seed is a world anew:** data, SFT, golden, proxy, golden policy and run. An effect is a difference within a seed; its
-  interval is the 95 % t interval for the mean over seeds. "Prompts" is the standard error of one seed's difference over
-  evaluation prompts, shown apart, because more prompts would shrink it and not the spread of seeds.
+- **Equal KL:** the mean difference over those of 1, 2, 3 and 4 nats to SFT that both sides reach, interpolated in log KL
+  where a curve first crosses them, never extrapolated. **At the peak:** each side at the best of its evaluations. What is
+  chosen is chosen on one half of the prompts and reported on the other. Sides that train equally long are compared at the
+  evaluations of steps that both have, so that a difference of claims may differ a little from that of the tables.
+- **Every seed is a world anew:** data, SFT, golden, proxy, golden policy and run. An effect is a difference within a seed;
+  its interval is the 95 % t interval for the mean over seeds. "Prompts" is the standard error of one seed's difference over
+  evaluation prompts, shown apart, because more prompts would shrink it and not the spread of seeds. On stories260K data and
+  SFT are the same for every seed, and the interval covers less. Seeds are named where one of them has no value.
 - **A claim** holds, or does not hold, where the interval excludes 0, and is undecided otherwise. Two claims are primary and
   were fixed beforehand; the others are secondary, many, and each alone no proof. Where the paper gives no direction, there is
   no verdict.
-- Tables give mean ± standard deviation over seeds. "-": no run of this kind reaches so many nats, or it passes them before its
-  first evaluation.
+- Tables give mean ± standard deviation over seeds. "-": no run of this kind reaches so many nats, or it passes them before
+  its first evaluation.
 """
 
 
@@ -77,7 +79,7 @@ def effect_table(effects: list[Effect], command: bool = False) -> str:
     """A row for each effect."""
     rows = []
     for e in effects:
-        some = list(e.values) != list(range(1, len(e.values) + 1))  # not all seeds have one
+        some = e.seeds is not None and e.seeds != tuple(e.values)  # not all seeds have one
         values = ", ".join(f"{seed}: {value:+.3f}" if some else f"{value:+.3f}" for seed, value in e.values.items())
         interval = f"{e.mean - e.half_width:+.3f} to {e.mean + e.half_width:+.3f}" if len(e.values) > 1 else "-"
         mean = f"{e.mean:+.3f}" if e.values else "-"

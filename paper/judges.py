@@ -82,8 +82,8 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-On average the order flips in none of these; in one seed with a golden model of 50 steps offline is ahead by the rule, and
-with that golden nothing is decided. The gap at the peak, by golden, shrinks with a proxy from fewer pairs; a better golden
-hardly changes it. With fewer pairs the proxy is also less often right on online's last pairs, which fits the question's guess
-at the cause and is no proof of it.
+On average the order flips at the peak in none of these; in one seed with a golden model of 50 steps offline is ahead by the
+rule, and with that golden nothing is decided. The gap at the peak, by golden, shrinks with a proxy from fewer pairs; a better
+golden hardly changes it (by the rule it widens it). With fewer pairs the proxy is also less often right on online's last
+pairs, which fits the question's guess at the cause and is no proof of it.
 """

@@ -12,9 +12,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from paper import __main__ as paper
-from paper import again, ahead, betas, fig1, fig4, fig9, fig12, fig13, jobs, judges, rates, sizes
+from paper import again, ahead, betas, compare, fig1, fig4, fig8, fig9, fig12, fig13, jobs, judges, rates, sizes
 from paper.compare import Curve, Effect, ahead_at_kl, at_kl, best_of, compared, join, load_curve, peak
-from paper.findings import EXPERIMENTS
+from paper.findings import EXPERIMENTS, effect_table
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
 from tests.conftest import MINIATURE, REPO, SCRIPTS, call, read_jsonl
 
@@ -98,6 +98,17 @@ def test_an_interval_is_students():
         and replace(close, sign=0).verdict == "-"
     )
     assert replace(effect, values={1: 0.3}).verdict == "undecided" and replace(effect, values={}).verdict == "not comparable"
+    ahead = torch.full((2, 8), 0.1, dtype=torch.float64)
+    both, one = (compare.effect("x", "a claim", {1: ahead, 2: second}) for second in (ahead, None))
+    assert "| a claim | +0.100, +0.100 |" in effect_table([both]) and "| a claim | 1: +0.100 |" in effect_table([one])
+
+
+def test_accuracy_and_win_rate_along_a_run():
+    """Rising together, but for the first evaluation behind the start, where they do the opposite."""
+    c = curve([0, 1, 2, 3], [[0.0], [0.1], [0.3], [0.7]], steps=[0, 10, 20, 30])
+    for row, accuracy in zip(c.evals, (0.5, 0.9, 0.6, 0.8)):
+        row["accuracy"] = accuracy
+    assert fig8.correlation([c], after=10) == pytest.approx(1) and abs(fig8.correlation([c])) < 0.5
 
 
 def test_jobs_are_named_by_what_they_depend_on(tmp_path, monkeypatch):
