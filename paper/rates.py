@@ -23,7 +23,7 @@ def jobs(world: World, seed: int) -> list[Job]:
 
 
 def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
-    groups: Groups = {"online": {}, "slow online": {}, "offline": {}, "slow offline": {}}
+    groups: Groups = {"online": {}, "offline": {}, "slow online": {}, "slow offline": {}}
     swept: Groups = {"online at both rates": {}, "offline, swept": {}}
     for seed in seeds:
         start = world.start(seed)
