@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import fail
-from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, judges, rates, sizes
+from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, grid, judges, rates, sizes
 from paper.compare import Effect, Report, table_of
 from paper.frontier import NAMES
 from paper.jobs import WORLDS, World, check_starts, tell_stale
 
 EXPERIMENTS = {
     "fig1": fig1,
+    "grid": grid,
     "fig4": fig4,
     "fig13": fig13,
     "fig12": fig12,

@@ -12,7 +12,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from paper import __main__ as paper
-from paper import again, ahead, betas, compare, fig1, fig4, fig8, fig9, fig12, fig13, jobs, judges, rates, sizes
+from paper import again, ahead, betas, compare, fig1, fig4, fig8, fig9, fig12, fig13, grid, jobs, judges, rates, sizes
 from paper.compare import Curve, Effect, ahead_at_kl, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS, effect_table
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
@@ -177,6 +177,7 @@ def miniature(tmp_path, monkeypatch):
         (betas, "LOSSES", ("slic",)),
         (betas, "FACTORS", (1,)),
         (rates, "RATE", 1),
+        (grid, "CORNERS", ((3, 0.5),)),
         (judges, "PAIRS", (100,)),
         (judges, "GOLDEN_STEPS", (2,)),
         (ahead, "BATCHES", (2, 5)),
