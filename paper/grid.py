@@ -38,7 +38,7 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-The corners hardly learn. At a third of the rate the target of a large beta is soon reached, and they stay within 0.2 nats of
+The corners hardly learn. At a third of the rate the target of a large beta is soon reached, and they stay within 0.3 nats of
 SFT; at three times the rate they scatter to several nats and win about as little as SFT. So the peaks are those of Figure 1.
 The lead at equal KL is larger than there only because the pool now reaches levels that it did not reach, with next to nothing
 won: where the mean is over levels that both sides reach, more settings need not help a side.
