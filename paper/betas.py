@@ -50,16 +50,15 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-The gap of Figure 1 is IPO's; the other two losses have only a part of it. At equal KL, beta by beta, online is ahead of
-offline by about 0.05 at the default beta or above it: IPO at 0.1 and SLiC at 2.5, whose intervals exclude 0, and DPO at 1 and
-at 5, in every seed but undecided; SLiC at 0.5 is undecided, and IPO at 0.5 goes less than a nat. With a fifth of the default
-beta policies rush through these nats, and there online is behind, for SLiC clearly, or undecided.
+The gap at the peak is IPO's. At equal KL, beta by beta, the losses are much alike: online is ahead of offline by about 0.05
+at the default beta or above it: IPO at 0.1 and SLiC at 2.5, whose intervals exclude 0, and DPO at 1 and at 5, in every seed
+but undecided; SLiC at 0.5 is undecided, and IPO at 0.5 goes less than a nat. With a fifth of the default beta policies rush
+through these nats, and there online is behind, for SLiC clearly, or undecided.
 
-At the peak the losses come apart. Offline IPO stays near SFT however long it trains, because its target holds it, and
-online's peak is far above (beta 0.1). DPO and SLiC have no target: with five times the steps offline goes on, past what
-online reaches at the default beta or above it, and its peak there is higher by golden in every seed. With as many steps as
-online it is not: there online's best of all betas is ahead for SLiC. With the smallest betas golden's peaks lie around 10
-nats and beyond, where the rule sees less: online SLiC at 29 nats wins 0.97 by golden and 0.16 by the rule. By the rule, with
-all three betas to choose from, the peaks of online and offline are within 0.04 of each other on average for every loss, and
-the seeds disagree.
+At the peak the losses come apart. At beta 0.1 offline IPO stays near SFT however long it trains, because its target holds it,
+and online's peak is far above. DPO and SLiC never push back: with five times the steps offline goes on, past what online
+reaches at the default beta or above it, and its peak there is higher by golden in every seed. With the smallest betas
+golden's peaks lie around 10 nats and beyond, where the rule sees less: online SLiC at 29 nats wins 0.97 by golden and 0.16 by
+the rule. By the rule, with all three betas to choose from and five times the steps, the peaks of online and offline are
+within 0.04 of each other on average for every loss, and the seeds disagree.
 """

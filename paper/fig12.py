@@ -74,14 +74,14 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 WHAT_CAME_OUT = """
 Near SFT it is as in the paper: pairs of the best policy are the worst data to begin with. At 1 nat, the only level where they
-meet, D_golden is ahead of them and of early against final by 0.13, in four seeds of five; online is ahead of both where it
-meets them, and hardly meets the others at equal KL. At the peak it is the other way round, unlike the paper: the final
-policy's own pairs take offline farthest by golden, with five times the steps past online. But they do it at 7 and 8 nats, and
-by the exact rule these policies win much less than by golden and less than online: golden gave these labels, and a likely
-reason, not tested, is that its mistakes far from its data are in them. Read by the rule, early against final is about as
-good, at about half the distance. What the paper finds critical, a side from SFT, is no help here: such pairs are behind early
-against final at the peak. Against D_golden, SFT's own pairs are 0.08 behind at 1 nat, SFT against early undecided; at the
-peak both are ahead by 0.04.
+meet, D_golden is ahead of them and of early against final by 0.13, in the four seeds that compare; online is ahead of both
+where it meets them, but for 2 nats in one seed, and hardly meets the others at equal KL. At the peak it is the other way
+round, unlike the paper: the final policy's own pairs take offline farthest by golden, with five times the steps past online.
+But they do it at 7 and 8 nats, and by the exact rule these policies win much less than by golden and less than online: golden
+gave these labels, and a likely reason, not tested, is that its mistakes far from its data are in them. Read by the rule,
+early against final is about as good, at about half the distance. What the paper finds critical, a side from SFT, is no help
+at the peak: such pairs are behind early against final there; at equal KL they are ahead in four seeds of five, undecided.
+Against D_golden, SFT's own pairs are 0.08 behind at 1 nat, SFT against early undecided; at the peak both are ahead by 0.04.
 """
 
 ON_STORIES = """

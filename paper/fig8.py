@@ -119,8 +119,8 @@ This is where the embedded world differs most from the paper. Online is hardly w
 far above one half, though it wins more than twice as often: the better writer is not the better classifier, as in the paper,
 but it is hardly a worse one either. Within the offline sweep accuracy and win rate go together, unlike in the paper, because
 runs with a large beta have moved little in either; within the three runs of beta 0.1, once they are under way, the seeds
-disagree on its sign, which is close to the paper. The chosen response's log-ratio falls by nats for online, and offline by
-0.2 to 0.4 nats, the other way round than in the paper in each of three seeds, which three seeds do not decide. A likely
-reason, not tested: online moves further, to texts that the data do not have, and at equal steps that takes more from the
-data's.
+disagree on its sign, which is close to the paper. The chosen response's log-ratio falls by nats for online; offline by 0.2 to
+0.4 nats, which three seeds do not decide. That it falls more for online, the other way round than in the paper, they do. A
+likely reason, not tested: online moves further, to texts that the data do not have, and at equal steps that takes more from
+the data's.
 """

@@ -42,12 +42,12 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-At the default learning rate, which was chosen for IPO, Best-of-2 is not stable online: nothing pulls it back, and it passes
-20 nats to texts that golden prefers almost always in two seeds and rejects in the third, and that win little by the rule. The
-peaks by golden in two seeds are that, and no finding about writing. By the rule neither side gets far. At equal KL online and
-D_golden do not meet, and of its own shuffled stream online is neither ahead nor behind, which is undecided and would be the
-paper's result. What can be read: on online *IPO*'s stream, shuffled, offline Best-of-2 is level with online IPO at equal KL
-by golden, a little behind by the rule, and on average behind by both at the peak: good winners are enough for most of it,
-even out of order (in order was not run). Lower rates for the online side collapsed too within 240 steps, in seed 1
-([Best-of-2](bo2.md#is-this-normal)); no sweep was run, and the claim is open.
+At the default learning rate, which is IPO's too, Best-of-2 is not stable online: nothing pulls it back, and it passes 20 nats
+to texts that golden prefers almost always in two seeds and rejects in the third, and that win little by the rule. The peaks
+by golden in two seeds are that, and no finding about writing. By the rule neither side gets far. At equal KL online and
+D_golden do not meet, and of its own shuffled stream online is neither ahead nor behind, which would be the paper's result (at
+the peak it is ahead in every seed, undecided). What can be read: on online *IPO*'s stream, shuffled, offline Best-of-2 is
+level with online IPO at equal KL by golden, a little behind by the rule, and on average behind by both at the peak: good
+winners are enough for most of it, even out of order (in order was not run). Lower rates for the online side collapsed too
+within 240 steps, in seed 1 ([Best-of-2](bo2.md#is-this-normal)); no sweep was run, and the claim is open.
 """
