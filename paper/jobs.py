@@ -331,8 +331,8 @@ def check_starts(jobs: list[Job]) -> None:
         if job.is_run and job.result.exists():
             parts = [job.options.get(name) for name in ("start", "model")]
             key = job.home, *(part.job.label for part in parts if part)
-            before = [read(other)["evals"][0] for other in (job, first.setdefault(key, job))]
-            if len({tuple(e[name] for name in ("win_rate", "response_length")) for e in before}) > 1:
+            results = [read(other) for other in (job, first.setdefault(key, job))]
+            if len({(row["wins"]["golden"][0], row["evals"][0]["response_length"]) for row in results}) > 1:
                 told = f"{job.result} and {first[key].result}: their runs began from different models"
                 fail(f"{told}, one perhaps made on another kind of machine; delete those of one and make them again")
 
