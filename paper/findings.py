@@ -106,19 +106,20 @@ def section(name: str, experiment, world: World, report: Report, seeds: tuple[in
 
 
 def main(args: Args) -> None:
-    reports, used = {}, []
-    for world in (World(**{**vars(world), "results": args.results}) for world in WORLDS.values()):
-        for name, experiment in experiments_of(world).items():
-            if seeds := done_seeds(experiment, world):
-                report = experiment.report(world, seeds, str(Path(args.pictures, f"{world.name}_{name}")))
-                if world.name != "reviews":  # the primary claims are about the embedded world
-                    own = [replace(e, experiment=f"{e.experiment}, {world.name}260K", primary=False) for e in report.effects]
-                    report = replace(report, effects=own)
-                reports[world.name, name] = experiment, world, report, seeds
-                used += [job for seed in seeds for job in experiment.jobs(world, seed)]
-    if not reports:
+    worlds = [World(**{**vars(world), "results": args.results}) for world in WORLDS.values()]
+    made = [(world, name, module) for world in worlds for name, module in experiments_of(world).items()]
+    done = [(*which, seeds) for which in made if (seeds := done_seeds(which[2], which[0]))]
+    if not done:
         fail(f"{args.results}: no experiment has all its results for any seed; make one by `python -m paper fig1`")
+    used = [job for world, _, experiment, seeds in done for seed in seeds for job in experiment.jobs(world, seed)]
     check_starts(used)
+    reports = {}
+    for world, name, experiment, seeds in done:
+        report = experiment.report(world, seeds, str(Path(args.pictures, f"{world.name}_{name}")))
+        if world.name != "reviews":  # the primary claims are about the embedded world
+            own = [replace(e, experiment=f"{e.experiment}, {world.name}260K", primary=False) for e in report.effects]
+            report = replace(report, effects=own)
+        reports[world.name, name] = experiment, world, report, seeds
     effects = [e for _, _, report, _ in reports.values() for e in report.effects]
     parts = [HEAD.strip(), "## The primary claims", effect_table([e for e in effects if e.primary])]
     parts += ["## All claims in one table", effect_table([e for e in effects if not e.primary], command=True)]
