@@ -10,7 +10,8 @@ demo: .venv/installed
 	export OMP_NUM_THREADS=1; \
 	TQDM_POSITION=1 $(PY) ipo_offline.py --out runs/demo/ipo_offline & offline=$$!; \
 	$(PY) ipo_online.py --out runs/demo/ipo_online; online=$$?; wait $$offline && exit $$online
-	$(PY) -m paper frontier runs/demo/ipo_offline runs/demo/ipo_online --out runs/demo/frontier
+	$(PY) -m paper frontier runs/demo/ipo_offline runs/demo/ipo_online --out runs/demo/frontier \
+		--title "Same loss, same start, same steps: only the data differ"
 
 test: .venv/installed-test
 	HF_HUB_OFFLINE=1 $(PY) -m pytest

@@ -16,6 +16,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -31,6 +32,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 datasets.disable_progress_bars()
@@ -234,7 +236,7 @@ def pick_device(name: str) -> str:
     try:
         if "LOCAL_RANK" in os.environ and name == "cuda":  # before anything is made, which would be on the first GPU
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()
         if "LOCAL_RANK" in os.environ:  # accelerate launch, or torchrun
             name = str(PartialState(cpu=name == "cpu").device).replace("cpu:0", "cpu")
         if torch.device(name).index is not None:  # cuda:1
@@ -259,10 +261,23 @@ def finished_folder(path: str | Path):
     aside.rename(path)
 
 
+def arguments_of(out: Path) -> dict | None:
+    """args.json of the run in this folder, None where there is none."""
+    path = Path(out, "args.json")
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+        fail(f"{path}: is no JSON; the run in this folder cannot go on, remove it")
+
+
 def changed_arguments(args, out: Path) -> list[str]:
     """The arguments that a run in this folder was begun with and that are others now, as flags; no run, no change."""
-    was = json.loads(Path(out, "args.json").read_text()) if Path(out, "args.json").exists() else asdict(args)
-    names = [name for name in asdict(args) if name not in FREE and was.get(name) != getattr(args, name)]
+    was = arguments_of(out) or asdict(args)
+
+    def place(value):  # one place may have several names
+        return Path(value).resolve() if isinstance(value, str) and Path(value).exists() else value
+
+    names = [name for name in asdict(args) if name not in FREE and place(was.get(name)) != place(getattr(args, name))]
     return [f"--{name.replace('_', '-')} {was.get(name)}" for name in names]
 
 
@@ -281,6 +296,8 @@ def choose_folder(args, script: str) -> Path:
         fail(f"--out {out}: there is something in this place already, and it is no run; name another")
     if begun and not args.resume:
         fail(f"--out {out}: there is a run in this place already; name another, or go on with it by --resume")
+    if begun and (was := arguments_of(out)["script"]) != script:
+        fail(f"--out {out}: this is a run of {was}.py; go on with that, or name another folder")
     if changed := changed_arguments(args, out):
         fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")
     if (out / "policy").exists():
@@ -306,7 +323,7 @@ def claim(folder: Path) -> None:
         fail(f"{folder}: another process is writing here; wait for it, or name another folder")
 
 
-def begin_run(args, out: Path) -> None:
+def begin_run(args, out: Path, script: str) -> None:
     """Claim the folder, once for all processes, and write args.json: the fields of Args, flat, script, git revision, versions.
 
     A run that goes on keeps the args.json it has, and a line says what is not as it was: its numbers may differ then.
@@ -321,12 +338,12 @@ def begin_run(args, out: Path) -> None:
     now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     now |= {"threads": torch.get_num_threads(), "device": args.device, "processes": processes()}
     if (out / "args.json").exists():
-        was = json.loads((out / "args.json").read_text())
+        was = arguments_of(out)
         others = [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
         if others:
             print(f"{out}: was begun with {'; '.join(others)}")
     else:
-        row = {"script": Path(sys.argv[0]).stem, **asdict(args), **now}
+        row = {"script": script, **asdict(args), **now}
         (out / "args.json.partial").write_text(json.dumps(row, indent=1) + "\n")
         (out / "args.json.partial").replace(out / "args.json")
 
@@ -458,8 +475,13 @@ def load_checkpoint(out: Path, policy, optimizer) -> int:
             value = DTensor.from_local(value.to(owner.device), owner.device_mesh, owner.placements, **options)
         state.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    state = json.loads((folder / "state.json").read_text())
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except ValueError:
+        fail(f"{folder}/state.json: is no JSON; the run cannot go on from this checkpoint, begin it anew in another folder")
     for name, size in state["sizes"].items() if not rank() else ():
+        if (out / name).stat().st_size < size:
+            fail(f"{out / name}: is shorter than when {folder} was made; begin the run anew in another folder")
         os.truncate(out / name, size)
     return state["step"]
 
@@ -495,6 +517,8 @@ def batch_order(rows: int, batch_size: int, steps: int, seed: int, shuffle: str 
 
 def from_pretrained(kind, source: str, what: str, **options):
     """kind.from_pretrained(source), or one line that says what could not be loaded from where."""
+    if not Path(source).exists() and (source.count("/") > 1 or source[:1] in "./~"):  # a Hub name is NAME or OWNER/NAME
+        fail(f"{source}: there is no such folder, so no {what} can be loaded from it")
     try:
         return kind.from_pretrained(source, **options)
     except Exception as error:
@@ -555,9 +579,13 @@ def load_policy(source: str, device: str, tokens: int):
     fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP") and processes() > 1
     model = load_model(transformers.AutoModelForCausalLM, source, what, "cpu" if fsdp else device, tokens)
     check_vocabulary(source, model, tokenizer)
+    if any("SequenceClassification" in name for name in model.config.architectures or []):
+        fail(f"{source}: is a preference model, no {what}")
     ids = torch.tensor([[0, 0], [0, 1]], device=model.device)
     logits, states = model(ids).logits, model.base_model(ids).last_hidden_state
-    if not torch.equal(*logits[:, 0]):
+    if not logits.isfinite().all():
+        fail(f"{source}: its logits are no finite numbers; its weights are broken")
+    if not torch.allclose(*logits[:, 0], atol=1e-4):
         fail(f"{source}: is no {what}: what it says of a token depends on the tokens after it")
     layers = transformers.DynamicCache(config=model.config).layers
     if not all(isinstance(x, DynamicLayer) and not isinstance(x, LinearAttentionCacheLayerMixin) for x in layers):
@@ -596,6 +624,10 @@ def recomputing(model, enabled: bool):
 
 def load_rows(source: str, split: str = "train") -> list[dict]:
     """The rows of a .json, .jsonl or .parquet file (also gzipped), of a folder of them, or of a Hub data set."""
+    if Path(source, "d_golden").is_dir():
+        fail(f"{source}: is a start; name the pairs in it, {Path(source, 'd_golden')} or {Path(source, 'd_initial')}")
+    if not Path(source).exists() and any(ending in source for ending in (".json", ".parquet")):
+        fail(f"{source}: there is no such file")
     try:
         if Path(source).is_file():
             kind = "parquet" if ".parquet" in Path(source).suffixes else "json"
@@ -798,6 +830,40 @@ def by_length(prompts: list, chosen: list, rejected: list, parts: int) -> list[l
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
+def attention(module, query, key, value, attention_mask=None, **options):
+    """transformers' sdpa attention, (N, H, T, D) to (N, T, H, D), but where heads that share keys and values would cost more.
+
+    Compiled, it would copy keys and values to all heads for every token: heads that share them are here rows of one matrix. In
+    fp32 without a mask, the one kernel of a GPU that knows shared heads keeps T x T scores: here each head gets its copy.
+    """
+    rows, heads, tokens, _ = query.shape
+    groups, kind = heads // key.shape[1], key.device.type
+    if groups > 1 and tokens == 1 and torch.compiler.is_compiling():
+        query = query.reshape(rows, key.shape[1], groups, -1)
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=options.get("scaling"))
+        return out.reshape(rows, 1, heads, -1), None
+    if groups > 1 and attention_mask is None and kind == "cuda" and key.dtype == torch.float32:
+        if not torch.is_autocast_enabled(kind):
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+transformers.AttentionInterface.register("sdpa", attention)
+
+
+class CastingLayer(StaticLayer):
+    """Keys and values in the type that attention computes with: of an fp32 memory autocast casts all, for every token."""
+
+    def update(self, keys, values, *args, **options):
+        return super().update(keys.to(self.keys.dtype), values.to(self.values.dtype), *args, **options)
+
+
+@cache
+def recording_stream() -> torch.cuda.Stream:
+    """The one stream of all recordings: what libraries keep for a stream must not go with one of its graphs."""
+    return torch.cuda.Stream()
+
+
 class Decoder:
     """Writes up to N responses behind prompts that were read, in memory that stays where it is.
 
@@ -810,22 +876,22 @@ class Decoder:
         self.model, self.choose, self.width, self.graph = model, choose, width, None
         kind, autocast = model.device.type, torch.is_autocast_enabled(model.device.type)
         self.cache = transformers.StaticCache(config=model.config, max_cache_len=width + length)
+        self.cache.layers = [CastingLayer(width + length) for _ in self.cache.layers]
         for layer, (keys, values, _) in zip(self.cache.layers, read):
-            layer.lazy_initialization(*(x[:1].expand(rows, -1, -1, -1) for x in (keys, values)))
-            if autocast:  # rotary positions keep keys in fp32, values are a linear layer's
-                layer.values = layer.values.to(torch.get_autocast_dtype(kind))
+            dtype = torch.get_autocast_dtype(kind) if autocast else keys.dtype
+            layer.lazy_initialization(*(x[:1].to(dtype).expand(rows, -1, -1, -1) for x in (keys, values)))
         with model.device:
             self.t, self.tokens = torch.zeros(1, dtype=torch.long), torch.zeros(rows, length, dtype=torch.long)
             self.mask, self.uniforms = torch.zeros(rows, width + length, dtype=torch.bool), torch.zeros(rows, length)
         if kind == "cuda" and length > 1:
             with torch.autocast(kind, enabled=autocast, cache_enabled=False):  # a replay is to cast the weights that it finds
-                side = torch.cuda.Stream()
+                side = recording_stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
                     self.step()  # warm up: libraries take their memory, --compile compiles
                 torch.cuda.current_stream().wait_stream(side)
                 self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
+                with torch.cuda.graph(self.graph, stream=side):
                     self.step()
 
     def step(self) -> None:
@@ -873,19 +939,28 @@ def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transfo
         return None
     key = 1 << (shape[0] - 1).bit_length(), shape[1], torch.is_autocast_enabled(model.device.type)
     if key not in model.decoders or model.decoders[key].width < width:
-        # memory goes before there is more: training shares none with an evaluation; what was compiled is dear, and stays
+        # memory goes before there is more; what was compiled stays, a variant for each number of responses and width
         model.decoders.pop(key, None) if compiled else model.decoders.clear()
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         model.decoders[key] = Decoder(model, choose, key[0], -(-width // 64) * 64, shape[1], read)
     return model.decoders[key]
 
 
+def free_decoders(model) -> None:
+    """Give back the memory of a model's Decoders, which training has use for. What was compiled is dear, and stays."""
+    if model._compiled_call_impl is None and getattr(model, "decoders", None):
+        model.decoders.clear()
+
+
 def can_be_recorded(model) -> bool:
     """Whether a Decoder writes what the plain loop does: whole on one device, every layer with a plain static cache, masks of
-    truth values (eager attention adds them as numbers), and rotary positions that are not computed anew from the length."""
+    truth values (eager attention adds them as numbers), rotary positions that are not computed anew from the length, and no
+    experts, whose tokens are counted on the CPU."""
     layers = transformers.StaticCache(config=model.config, max_cache_len=1).layers
     plain = model._can_compile_fullgraph and all(type(layer) is StaticLayer for layer in layers) and not sharded(model)
     rope = str(getattr(model.config, "rope_parameters", None))
-    return plain and model.config._attn_implementation == "sdpa" and "'dynamic'" not in rope
+    experts = any("Experts" in type(module).__name__ for module in model.modules())
+    return plain and model.config._attn_implementation == "sdpa" and "'dynamic'" not in rope and not experts
 
 
 # --------------------------------------------------------------------------------------------------------------- judges
@@ -920,6 +995,7 @@ def load_judge(source: str | None, policy_tokenizer, device: str, prompt: int, r
         fail(f"{source}: a judge has one label, this model has {model.config.num_labels}")
     check_vocabulary(source, model, tokenizer)
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab() and tokenizer.eos_token == policy_tokenizer.eos_token
+    same &= tokenizer.chat_template in (None, policy_tokenizer.chat_template)
     return Judge(model, tokenizer, None if same else policy_tokenizer)
 
 
@@ -987,6 +1063,8 @@ def score_all(judge: Judge, sequences: list[list[int]]) -> dict[tuple, float]:
     size = 32 if judge.model.device.type == "cpu" else 128  # at a time; what fits a CPU's cache is computed faster
     parts = [list(map(list, distinct[i : i + size])) for i in range(0, len(distinct), size)]
     values = torch.cat([score(judge.model, part) for part in parts])
+    if not values.isfinite().all():
+        fail(f"{judge.model.name_or_path}: gives a text a score that is no finite number; this judge cannot be used")
     return dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
 
 
@@ -1019,10 +1097,14 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     chosen_rows.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))  # less padding
     if args.baseline is None:
         distinct = list({p["text"]: p for p in reversed(pairs)}.values())[::-1][: args.eval_prompts]
-        print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")
+        if args.golden or getattr(args, "judge", None):
+            print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")
         prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
         return Evaluation(prompts, texts, len(distinct), "sft", [], chosen_rows)
     rows = load_rows(str(Path(args.baseline, "responses.jsonl")))
+    for number, row in enumerate(rows):
+        if missing := [name for name in ("split", "prompt", "response", "finished") if row.get(name) is None]:
+            fail(f"{args.baseline}/responses.jsonl: row {number} has no {missing[0]}; see docs/yours.md, Another opponent")
     kinds = [[r for r in rows if r["split"] == split][: args.eval_prompts] for split in ("train", "test")]
     rows = kinds[0] + kinds[1]
     texts = [r["prompt"] for r in rows]

@@ -28,6 +28,7 @@ from common import (
     decoder_for,
     fail,
     finish_run,
+    free_decoders,
     gather,
     generator,
     load_checkpoint,
@@ -65,7 +66,7 @@ class Args:
     model: str | None = None
     """the policy to start from, which stays the frozen reference: folder or Hub name (default: START/sft)"""
     dataset: str | None = None
-    """preference pairs: file, folder or Hub name; the online script reads only their prompts (default: START/d_golden)"""
+    """preference pairs: file, folder or Hub name; the online script trains on their prompts alone (default: START/d_golden)"""
     judge: str | None = None
     """the preference model that labels the samples, called the proxy in the paper (default: START/proxy)"""
     golden: str | None = None
@@ -175,7 +176,9 @@ def sample_in_parts(model, prompts: list, max_tokens: int, random: torch.Generat
     own = share(len(prompts))
     mine, uniforms = [prompts[i] for i in own], torch.rand(len(prompts), max_tokens, generator=random)[own]
     parts = [slice(i, i + width) for i in range(0, len(own), width)]
-    return gather([y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)], len(prompts))
+    responses = [y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)]
+    free_decoders(model)  # training has use for the memory
+    return gather(responses, len(prompts))
 
 
 def response_states(model, batch: Batch) -> torch.Tensor:
@@ -311,7 +314,7 @@ def main(args: Args) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
-    begin_run(args, out)
+    begin_run(args, out, Path(__file__).stem)
     done = load_checkpoint(out, policy, optimizer)  # steps done before, 0 in a new run
     log = open_log(args, out, done)
 
@@ -371,7 +374,8 @@ def main(args: Args) -> None:
         grad_norm = clip_gradients(policy, args.max_grad_norm or float("inf"))
         if not (loss.isfinite() and grad_norm.isfinite()):
             rows = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
-            fail(f"{rows}: the loss is {loss.item()}; lower --learning-rate, or clip with --max-grad-norm 1")
+            told = f"the loss is {loss.item()}, its gradient's norm {grad_norm.item()}"
+            fail(f"{rows}: {told}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.step()
 
         # ---- what happened; step 0 is the first batch, before any update

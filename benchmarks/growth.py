@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -29,6 +30,7 @@ sys.path.insert(0, str(HERE.parent))
 from common import fail  # noqa: E402
 
 PARTS = ("time/sample", "time/label", "time/train")
+TOLD = ("start", "steps", "max_prompt_tokens", "max_response_tokens", "device", "precision", "gradient_accumulation_steps")
 
 
 @dataclass
@@ -49,6 +51,10 @@ class Args:
     """OMP_NUM_THREADS of each run: cores that nothing else uses"""
     device: str = "cpu"
     """where it runs"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 samples and trains under autocast"""
+    gradient_accumulation_steps: int = 2
+    """parts of a batch"""
 
 
 def endless(source: str, folder: str, times: int) -> str:
@@ -82,18 +88,19 @@ def main(args: Args) -> None:
         for i in range(args.rounds):
             for name, options in variants.items():
                 out = Path(folder, f"{name} {i}".replace(" ", "_"))
-                limits = {name: getattr(args, name) for name in ("max_prompt_tokens", "max_response_tokens")}
-                options = {"start": args.start, "steps": args.steps, "eval_every": args.steps, "out": out} | limits | options
-                options |= {"device": args.device, "eval_prompts": 8, "kl_prompts": 8}
+                told = {name: getattr(args, name) for name in TOLD}
+                options = {"eval_every": args.steps, "out": out, "eval_prompts": 8, "kl_prompts": 8} | told | options
                 words = [str(word) for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
                 env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
                 command = [sys.executable, str(HERE.parent / "ipo_online.py"), *words]
                 done = subprocess.run(command, env=env, capture_output=True, text=True)
-                if done.returncode:
-                    fail(f"{name}: {done.stderr[-2000:]}")
+                if done.returncode:  # out of memory, say: the others go on
+                    print(f"{name}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}", flush=True)
+                    continue
                 rows = [json.loads(line) for line in open(out / "timings.jsonl")][args.skip :]
                 for part in PARTS:
                     seconds[name][part].append(statistics.median(row[part] for row in rows))
+    seconds = {name: parts for name, parts in seconds.items() if parts[PARTS[0]]}
     for name, parts in seconds.items():
         cells = [f"{1000 * statistics.median(s):.1f} ({1000 * min(s):.1f} to {1000 * max(s):.1f})" for s in parts.values()]
         print(f"{name}: " + ", ".join(f"{part[5:]} {cell}" for part, cell in zip(parts, cells)) + " ms")

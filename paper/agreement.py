@@ -54,6 +54,8 @@ def main(args: Args) -> None:
         run, _ = load_run(folder)
         if run["start"] is None:
             fail(f"{folder}: was not made from a start, so there are no pairs to compare the judges on")
+        if not Path(folder, "policy").exists():
+            fail(f"{folder}: this run is not finished; its script goes on with it by --resume")
         policies[run["model"]] = run
         policies[str(Path(folder, "policy"))] = run
     for source, run in policies.items():

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import fail, mean_stderr, wins
-from prepare.reviews import MONTHS, taste
+from prepare.reviews import all_prompts, taste
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 COLORS = {"online": "#c2410c", "offline": "#1d4ed8", "hybrid": "#15803d"}
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2"}
 MARKERS = {"ipo": "o", "dpo": "s", "slic": "^", "bo2": "D"}
+OTHERS = ["#7e22ce", "#0f766e", "#be185d", "#854d0e", "#57606a"]
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Args:
     """folders of runs"""
     out: str = "frontier"
     """picture to write, without its ending: OUT.png and OUT.svg"""
-    title: str = "Same loss, same start, same steps: only the data differ"
+    title: str = ""
     """line above the picture"""
 
 
@@ -44,6 +45,8 @@ def load_run(folder: str) -> tuple[dict, list[dict]]:
         fail(f"{folder}: not the folder of a run ({error})")
     if not evals or evals[0]["win_rate"] is None:
         fail(f"{folder}: has no win rate to draw; a run needs a golden preference model (--golden)")
+    if not any(row["kl"] > 0 for row in evals):
+        fail(f"{folder}: has not moved from SFT yet; there is something to draw after its first steps")
     return args, evals
 
 
@@ -53,13 +56,14 @@ def train_rows(folder: str, step: int) -> list[dict]:
 
 
 def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
-    """(P,) wins by the embedded world's exact rule, None elsewhere: the verdict behind the verdicts.
+    """(P,) wins by the embedded world's exact rule, None elsewhere or without its start: the verdict behind the verdicts.
 
     args: the run's; rows: of train_rows.
     """
-    if args["baseline"] is None or not any(f" in {month}, " in rows[0]["prompt"] for month in MONTHS):
+    file = Path(args["baseline"] or "", "responses.jsonl")
+    if not file.exists() or not {r["prompt"] for r in rows} <= set(all_prompts()):
         return None
-    stored = json_lines(Path(args["baseline"], "responses.jsonl"))
+    stored = json_lines(file)
     baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored}
     return wins(torch.tensor([taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]))
 
@@ -90,22 +94,30 @@ def kl_axis(axes) -> None:
     axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")
 
 
-def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
-    """Write the picture."""
+def kind_of(run: dict) -> tuple[str, str]:
+    """(online, offline or hybrid; the loss's name) of a run, by its args.json."""
+    loss, _, mode = run["script"].partition("_")
+    return mode, NAMES.get(loss, loss)
+
+
+def draw(names: list[str], runs: list[tuple[dict, list[dict]]], out: str, title: str) -> None:
+    """Write the picture. Up to six runs have a colour each where they are of one kind, more are a cloud of one colour."""
     figure, ((axes,),) = new_figure(figsize=(8, 5.2))
-    count = {}
-    for run, evals in runs:
-        loss, _, mode = run["script"].partition("_")
-        count[loss, mode] = count.get((loss, mode), 0) + 1
+    kinds, seen, others = [kind_of(run) for run, _ in runs], [], iter(OTHERS)
+    for name, kind, (run, evals) in zip(names, kinds, runs):
+        mode, loss = kind
         rows = [row for row in evals if row["kl"] > 0]
-        label = f"{mode} {NAMES.get(loss, loss)}" if count[loss, mode] == 1 else None
+        apart = len(runs) <= 6 and kinds.count(kind) > 1
+        label = f"{mode} {loss}, {name}" if apart else f"{mode} {loss}" if kind not in seen else None
+        color = next(others) if apart and kind in seen else COLORS.get(mode, "black")
+        seen.append(kind)
         axes.errorbar(
             [row["kl"] for row in rows],
             [row["win_rate"] for row in rows],
             [row["win_rate_stderr"] for row in rows],
             [row["kl_stderr"] for row in rows],
-            color=COLORS.get(mode, "black"),
-            marker=MARKERS.get(loss, "o"),
+            color=color,
+            marker=MARKERS.get(run["script"].partition("_")[0], "o"),
             markersize=5,
             linewidth=1.6,
             elinewidth=0.7,
@@ -124,26 +136,33 @@ def draw(runs: list[tuple[dict, list[dict]]], args: Args) -> None:
         )
     kl_axis(axes)
     axes.set_ylabel(f"win rate against the {opponent}")
-    axes.set_title(args.title, fontsize=13, loc="left")
+    axes.set_title(title, fontsize=13, loc="left")
     axes.legend(frameon=False, loc="best")
-    save_figure(figure, args.out)
+    save_figure(figure, out)
 
 
 def main(args: Args) -> None:
     if not args.runs:
         fail("name at least one run's folder")
+    out = args.out.removesuffix(".png").removesuffix(".svg")
+    if Path(out).is_dir():
+        fail(f"--out {args.out}: is a folder; name the picture, without its ending")
     runs = [load_run(folder) for folder in args.runs]
-    draw(runs, args)
+    rules = [rule_wins(run, train_rows(folder, evals[-1]["step"])) for folder, (run, evals) in zip(args.runs, runs)]
+    names = [Path(folder).absolute().name for folder in args.runs]
+    draw(names, runs, out, args.title)
+    if len({(run["model"], run["baseline"]) for run, _ in runs}) > 1:
+        print("these runs have not one start: neither their KL nor their win rates compare")
     table = Table(title="last evaluation of each run, and the best: mean ± standard error over prompts", title_justify="left")
-    columns = ("script", "seed", "beta", "step", "KL, nats", "win rate", "held out", "proxy's", "rule's", "accuracy", "best")
-    for name in columns:
-        table.add_column(name, no_wrap=True)
+    columns = "run,script,seed,beta,step,KL (nats),win rate,held out,proxy's,rule's,accuracy,best"
+    for column in columns.split(","):
+        table.add_column(column, no_wrap=True)
     pm = "{:.3f} ± {:.3f}".format
-    for folder, (run, evals) in zip(args.runs, runs):
+    for name, folder, (run, evals), rule in zip(names, args.runs, runs, rules):
         last, best = evals[-1], max(evals, key=lambda row: row["win_rate"])
-        rows = train_rows(folder, last["step"])
-        rule = rule_wins(run, rows)
+        prompts = [row["prompt"] for row in train_rows(folder, last["step"])]
         table.add_row(
+            name,
             run["script"],
             str(run["seed"]),
             f"{run['beta']:g}",
@@ -152,8 +171,8 @@ def main(args: Args) -> None:
             pm(last["win_rate"], last["win_rate_stderr"]),
             "-" if last["win_rate_heldout"] is None else pm(last["win_rate_heldout"], last["win_rate_heldout_stderr"]),
             "-" if last["proxy_win_rate"] is None else pm(last["proxy_win_rate"], last["proxy_win_rate_stderr"]),
-            "-" if rule is None else pm(*mean_stderr(rule, [row["prompt"] for row in rows])),
+            "-" if rule is None else pm(*mean_stderr(rule, prompts)),
             f"{last['accuracy']:.3f}",
             f"{best['win_rate']:.3f} at {best['kl']:.2f} nats",
         )
-    Console(width=150, soft_wrap=True).print(table)
+    Console(width=170, soft_wrap=True).print(table)

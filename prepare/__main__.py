@@ -10,10 +10,12 @@ golden_policy/, online IPO with golden itself as the judge, and its stored respo
 A stage that is there already is skipped, so an interrupted call is continued by repeating it.
 """
 
+import io
 import json
 import random
 import shutil
 import time
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -128,7 +130,8 @@ def make_golden_policy(args: Args) -> None:
     if changed_arguments(run, folder):  # the start was moved, say, since this was begun
         shutil.rmtree(folder)
     if not (folder / "policy").exists():
-        ipo_online.main(run)
+        with redirect_stdout(io.StringIO()):  # what a run says of its folder is of no use: the folder goes
+            ipo_online.main(run)
 
     device = pick_device(args.device)
     policy, tokenizer = load_policy(str(folder / "policy"), device, args.max_prompt_tokens + args.max_response_tokens)
@@ -166,7 +169,8 @@ def main(args: Args) -> None:
         made = json.loads((out / "prepare.json").read_text())
         changed = [f"--{name.replace('_', '-')} {made[name]}" for name in asked if made.get(name, asked[name]) != asked[name]]
         if changed:
-            fail(f"{args.out} was begun with {' '.join(changed)}; repeat that, or choose another --out")
+            told = "repeat that, or choose another --out (finished stages can be copied there)"
+            fail(f"{args.out} was begun with {' '.join(changed)}; {told}")
     if embedded:
         print(f"{args.out}: the embedded world, about 90 seconds on 2 cores")
     else:
@@ -190,6 +194,9 @@ def main(args: Args) -> None:
         "proxy": (train, Train(f"{out}/sft", relabelled, f"{out}/proxy", **copying, **judging)),
         "golden_policy": (make_golden_policy, args),
     }
+    inside = {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()
+    if not (out / "prepare.json").exists() and inside - {*stages, "untrained", "untrained_golden", ".lock"}:
+        fail(f"--out {out}: there is something in this folder already, and it is no start; name another")
     claim(out)
     for name, (function, argument) in stages.items():
         began, missing = time.time(), not (out / name).exists()

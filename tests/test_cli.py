@@ -191,8 +191,12 @@ WRONG = [
     (["--max-grad-norm", -1.0], "--max-grad-norm -1.0"),
     (["--shuffle", 0], "--shuffle 0: must be a finite number above 0"),
     (["--start", "nowhere"], "--start nowhere: no such folder"),
-    (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+    (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
+    (["--dataset", "START"], "is a start; name the pairs in it, START/d_golden or START/d_initial"),
+    (["--baseline", "OTHER"], "other/responses.jsonl: row 0 has no split; see docs/yours.md"),
     (["--model", "nowhere"], "nowhere: no "),
+    (["--model", "./nowhere"], "./nowhere: there is no such folder"),
+    (["--device", "meta"], "--device meta: cannot be used here"),
     (["--device", "cuda:9"], "--device cuda:9: cannot be used here"),
     (["--device", "gpu"], "--device gpu: cannot be used here"),
     (["--golden", "START/sft"], "is no preference model: it has no weights for score.weight"),
@@ -208,13 +212,15 @@ WRONG = [
 def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, start, tmp_path, capfd):
     tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "other")
     letter_tokenizer().save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "responses.jsonl").write_text('{"prompt": "a", "response": "b", "finished": true}')
     (tmp_path / "half" / "d_golden").mkdir(parents=True)
     places = {"START": start, "OTHER": tmp_path / "other", "HALF": tmp_path / "half"}
     arguments = [str(places.get(argument, argument)).replace("START", str(start)) for argument in arguments]
     words = ["--start", str(start), "--out", str(tmp_path / "run"), *arguments]
     with pytest.raises(SystemExit) as error:  # as the command line would: the message is its only line, the exit code 1
         common.run_command(ipo_offline.main, tyro.cli(ipo_offline.Args, args=words))
-    assert message in str(error.value) and "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+    told = str(error.value)
+    assert message.replace("START", str(start)) in told and "\n" not in told and capfd.readouterr() == ("", "")
     assert not (tmp_path / "run").exists()
 
 
@@ -246,7 +252,7 @@ def test_a_loss_that_turns_nan_leaves_the_last_good_checkpoint(start, runs, tmp_
     broken = lambda *args: loss(*args) * (math.nan if calls.append(1) or len(calls) > 4 else 1)  # noqa: E731  two parts a step
     kl = ipo_offline.kl_to_sft
     for name, bad, message in (
-        ("preference_loss", broken, "error: step 2, rows .* the loss is nan; lower --learning-rate"),
+        ("preference_loss", broken, "error: step 2, rows .* the loss is nan, its gradient's norm nan; lower --learning-rate"),
         ("kl_to_sft", lambda *args: kl(*args) * math.nan, "error: step 3: KL to the reference is nan; lower --learning-rate"),
     ):
         with monkeypatch.context() as patch, pytest.raises(SystemExit, match=message):
@@ -366,6 +372,32 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     svg = (tmp_path / "pictures" / "frontier.svg").read_text()
     assert "online IPO" in svg and "offline IPO" in svg and "SFT" in svg
     assert "not the folder of a run" in call("-m", "paper", "frontier", tmp_path, code=1).stderr
+    # two runs of a kind are told apart; an ending in --out is not written twice; a run that has only begun has no curve
+    twice = [shutil.copytree(runs["ipo_online"], tmp_path / name) for name in ("first", "second")]
+    done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "two.png")
+    assert "first" in done.stdout and "second" in done.stdout and "these runs have not one start" not in done.stdout
+    svg = (tmp_path / "two.svg").read_text()
+    assert "online IPO, first" in svg and "online IPO, second" in svg and not list(tmp_path.glob("*.png.*"))
+    assert "is a folder; name the picture" in call("-m", "paper", "frontier", *twice, "--out", tmp_path, code=1).stderr
+    # prompts of other data that speak of a month, and runs from two starts
+    args, rows = json.loads((twice[0] / "args.json").read_text()), read_jsonl(twice[0] / "responses" / "3.jsonl")
+    rows = [row | {"prompt": f"We met in May, {i}"} for i, row in enumerate(rows)]
+    (twice[0] / "responses" / "3.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (twice[0] / "args.json").write_text(json.dumps(args | {"model": "another"}))
+    done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "two")
+    assert "these runs have not one start: neither their KL nor their win rates compare" in done.stdout
+    (twice[0] / "evals.jsonl").write_text((twice[0] / "evals.jsonl").read_text().splitlines()[0])
+    done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "three", code=1)
+    assert "first: has not moved from SFT yet" in done.stderr and not list(tmp_path.glob("three*"))
+    shutil.rmtree(twice[1] / "policy")
+    assert "this run is not finished" in call("-m", "paper", "agreement", twice[1], code=1).stderr
+
+
+def test_prepare_makes_no_start_among_other_things(tmp_path):
+    (tmp_path / "notes.txt").write_text("not a start")
+    done = call("-m", "prepare", "--out", tmp_path, "--pairs", 40, code=1)
+    assert f"error: --out {tmp_path}: there is something in this folder already, and it is no start" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_agreement_prints_a_row_for_each_policy(runs):

@@ -110,6 +110,26 @@ def test_a_judge_reads_a_conversation_in_its_own_template(tmp_path):
     assert not torch.allclose(margin(other, *columns), expected.repeat(2), atol=1e-4)
 
 
+def test_a_judge_of_the_same_words_keeps_its_own_template(tmp_path):
+    """The policy's ids are taken where vocabularies are equal, and templates too, or where the judge has none."""
+    for own, policys, same in (("a", "b", False), ("a", None, False), ("a", "a", True), (None, "b", True)):
+        judge = tiny_judge("pointwise", tmp_path)
+        judge.tokenizer.chat_template = own
+        judge.tokenizer.save_pretrained(tmp_path)
+        policy_tokenizer = letter_tokenizer()
+        policy_tokenizer.chat_template = policys
+        judge = load_judge(str(tmp_path), policy_tokenizer, "cpu", 16, 16)
+        assert judge.policy_tokenizer is (None if same else policy_tokenizer)
+        (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def test_a_score_that_is_no_number_labels_nothing(tmp_path):
+    judge = tiny_judge("pointwise", tmp_path)
+    judge.model.score.weight.data[0, 3] = float("nan")
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}: gives a text a score that is no finite number"):
+        margin(judge, PROMPTS, FIRST, SECOND)
+
+
 def test_a_text_beyond_the_judges_context_is_refused(tmp_path):
     """In its own tokens a text may be longer than in the policy's, where lengths were checked."""
     judge = tiny_judge("pointwise", tmp_path)

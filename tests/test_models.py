@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import pickle
 import re
 
@@ -106,6 +107,12 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     for name, (model, own) in made.items():
         model.save_pretrained(tmp_path / name)
         own and own.save_pretrained(tmp_path / name)
+    tied = {"num_labels": 1, "tie_word_embeddings": True}  # its embeddings could serve for a head
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare", **tied).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    small.get_input_embeddings().weight.data[0, 0] = math.nan
+    small.save_pretrained(tmp_path / "no-number")
+    tokenizer.save_pretrained(tmp_path / "no-number")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"\0" * 64)
@@ -118,13 +125,16 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
         ("bare", "no tokenizer can be loaded from it"),
         ("endless", "its tokenizer has no end-of-sequence token"),
         ("broken", "no tokenizer can be loaded from it"),
-        ("nowhere", "no tokenizer can be loaded from it"),
+        ("nowhere", "there is no such folder, so no tokenizer can be loaded from it"),
+        ("judge", "is a preference model, no causal language model"),
+        ("no-number", "its logits are no finite numbers; its weights are broken"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {tmp_path}/{name}: {reason}") as error:
             load_policy(str(tmp_path / name), "cpu", 16)
         assert "\n" not in str(error.value)
     load_policy(str(tmp_path / "good"), "cpu", 16)  # more embeddings than tokens are common: padded for speed
-    AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare", num_labels=1).save_pretrained(tmp_path / "judge")
+    for file in (tmp_path / "judge").glob("tokenizer*"):
+        file.unlink()
     with pytest.raises(SystemExit, match=f"^error: {tmp_path}/judge: no tokenizer can be loaded from it"):
         load_judge(str(tmp_path / "judge"), tokenizer, "cpu", 8, 8)
 
@@ -191,8 +201,8 @@ def test_nothing_loads_a_pickle_or_foreign_code():
 
 def test_a_gpu_is_chosen_by_its_number(monkeypatch):
     """As far as can be told without one: plain cuda stays the current one, a number makes it the current one."""
-    chosen, empty = [], torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, device: empty(*size))
+    chosen, zeros = [], torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(_get_device_index(device)))
     assert [pick_device(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]

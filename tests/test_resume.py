@@ -1,5 +1,6 @@
 """Nothing lost: a run that was killed, interrupted or ran out of disk goes on, and ends as if nothing had happened."""
 
+import dataclasses
 import os
 import random
 import re
@@ -138,6 +139,38 @@ def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
     (tmp_path / "notes.txt").unlink()
     (tmp_path / "responses").mkdir()  # killed before args.json was there
     assert common.choose_folder(ipo_offline.Args(model="m", out=str(tmp_path)), "ipo_offline") == tmp_path
+
+
+def test_another_script_is_refused(start, tmp_path):
+    """Its arguments may all be the same: Best-of-2's are IPO's."""
+    args = ipo_offline.Args(start=str(start), out=str(tmp_path / "run"))
+    common.begin_run(args, tmp_path / "run", "ipo_offline")
+    common.LOCKS.pop().release()
+    done = call("bo2_offline.py", "--start", start, "--out", tmp_path / "run", "--resume", code=1)
+    assert "this is a run of ipo_offline.py; go on with that, or name another folder" in done.stderr
+    relative = dataclasses.replace(args, start=os.path.relpath(start), resume=True)  # the same start by another name
+    assert common.choose_folder(relative, "ipo_offline") == tmp_path / "run"
+    (tmp_path / "run" / "args.json").write_text("{")
+    with pytest.raises(SystemExit, match="run/args.json: is no JSON; the run in this folder cannot go on"):
+        common.choose_folder(relative, "ipo_offline")
+
+
+def test_a_damaged_checkpoint_ends_in_one_line(letters, tmp_path):
+    """A log that is shorter than it was, a state that is half written: nothing is filled up with zeros."""
+    optimizer = torch.optim.AdamW(letters.model.parameters())
+    for name in common.LOGS:
+        (tmp_path / f"{name}.jsonl").write_text("0123456789\n")
+    common.save_checkpoint(tmp_path, 2, letters.model, optimizer)
+    (tmp_path / "metrics.jsonl").write_text("0123456789\nmore\n")
+    assert common.load_checkpoint(tmp_path, letters.model, optimizer) == 2
+    assert (tmp_path / "metrics.jsonl").read_text() == "0123456789\n"
+    (tmp_path / "evals.jsonl").write_text("0\n")
+    with pytest.raises(SystemExit, match="evals.jsonl: is shorter than when .*/checkpoint/2 was made"):
+        common.load_checkpoint(tmp_path, letters.model, optimizer)
+    assert (tmp_path / "evals.jsonl").read_text() == "0\n"
+    (tmp_path / "checkpoint" / "2" / "state.json").write_text("{")
+    with pytest.raises(SystemExit, match="checkpoint/2/state.json: is no JSON"):
+        common.load_checkpoint(tmp_path, letters.model, optimizer)
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "FILE/run"])

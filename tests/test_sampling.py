@@ -6,10 +6,12 @@ from collections import Counter
 import pytest
 import scipy.stats
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, MistralConfig
+from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MixtralConfig
 
+import common
 import ipo_online
 from common import collate, pad
 from ipo_online import choose, log_softmax, response_states, sample
@@ -82,6 +84,8 @@ def test_a_step_that_was_recorded_once_samples_whole_responses(family, autocast)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=False):
         sample(recorded, prompts, uniforms, tokenizer)  # makes the memory
         (decoder,) = recorded.decoders.values()
+        kept = {x.dtype for layer in decoder.cache.layers for x in (layer.keys, layer.values)}
+        assert kept == {torch.bfloat16 if autocast else torch.float64}  # attention casts nothing more
         for x in (decoder.t, decoder.mask, decoder.tokens, *(layer.cumulative_length for layer in decoder.cache.layers)):
             x.zero_()
         with Tape() as decoder.graph:
@@ -121,6 +125,7 @@ NOT_RECORDED = [
         vocab_size=10, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_positions=64
     ),  # eager attention: masks are added
     LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, **LLAMA),  # asks the GPU
+    MixtralConfig(num_local_experts=2, num_experts_per_tok=1, experts_implementation="eager", **LLAMA),  # asks it too
 ]
 
 
@@ -140,6 +145,61 @@ def test_a_model_whose_step_cannot_be_recorded_says_so_once_and_samples_all_the_
     assert capsys.readouterr().out == (
         f"{type(model).__name__}: a decoding step cannot be recorded; it samples in a plain loop, which is slower\n"
     )
+
+
+def test_heads_that_share_keys_and_values_get_no_copies_when_compiled():
+    """What attention is given in the compiled step: two query heads as two rows, the one head of keys as it is kept."""
+    seen = []
+
+    def backend(graph, inputs):
+        for node in graph.graph.nodes:
+            if "scaled_dot_product_attention" in str(node.target):
+                seen.append([tuple(x.meta["example_value"].shape) for x in node.args[:3]])
+        return graph.forward
+
+    torch.manual_seed(0)
+    model, tokenizer = LlamaForCausalLM(LlamaConfig(**LLAMA)).eval(), letter_tokenizer()
+    uniforms = torch.rand(4, 6, generator=torch.Generator().manual_seed(3))
+    expected = sample(model, some_prompts(4), uniforms, tokenizer)
+    model.compile(backend=backend, dynamic=False)
+    assert sample(model, some_prompts(4), uniforms, tokenizer) == expected
+    assert seen == [[(4, 1, 2, 8), (4, 1, 64 + 6, 8), (4, 1, 64 + 6, 8)]] * SIZES["num_hidden_layers"]
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_in_fp32_on_a_gpu_no_scores_are_kept_for_heads_that_share_keys(heads, monkeypatch):
+    """As far as can be told without one: the attention of 4 query heads is given 4 heads of keys, where there is no mask."""
+    calls = []
+    monkeypatch.setattr(common, "sdpa_attention_forward", lambda module, *tensors, **options: calls.append(tensors))
+    with FakeTensorMode():
+        query, key = torch.empty(3, 4, 7, 8), torch.empty(3, heads, 7, 8)
+        common.attention(None, query, key, key)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(key), "device", torch.device("cuda"))
+            common.attention(None, query, key, key)
+            common.attention(None, query, key.bfloat16(), key.bfloat16())
+            common.attention(None, query, key, key, torch.empty(3, 1, 7, 7))
+    assert [tensors[1].shape[1] for tensors in calls] == [heads, 4, heads, heads]
+
+
+def test_a_compiled_step_stays_compiled_however_many_widths_there_are():
+    compiled = []
+    model, tokenizer = tiny_model("llama", dtype=torch.float32), letter_tokenizer()
+    model.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward, dynamic=False)
+    for width in range(1, 11):
+        sample(model, [[2] * 64 * width], torch.rand(1, 3), tokenizer)
+    assert len(compiled) == 10
+
+
+def test_an_evaluation_leaves_no_memory_behind(letters, monkeypatch):
+    """Unless it was compiled, which is dear."""
+    model, generated = letters.model, torch.Generator().manual_seed(1)
+    for compiled in (False, True):
+        monkeypatch.setattr(model, "decoders", {"of this size": object()}, raising=False)
+        monkeypatch.setattr(model, "_compiled_call_impl", model._call_impl if compiled else None)
+        monkeypatch.setattr(ipo_online, "sample", lambda model, prompts, uniforms, tokenizer: [[1]] * len(prompts))
+        assert ipo_online.sample_in_parts(model, [[2]] * 3, 4, generated, letters.tokenizer, 2) == [[1]] * 3
+        assert len(model.decoders) == compiled
 
 
 def test_does_not_depend_on_batch_mates(letters):
