@@ -7,7 +7,7 @@ times the steps too. The question of the house, not of the paper, which ran IPO 
 import importlib
 
 from paper.compare import Groups, Report, compared, draw, group_table, judged, judges_of
-from paper.fig1 import offline_run, whole, with_beginnings
+from paper.fig1 import offline_run, online_run, whole, with_beginnings
 from paper.frontier import NAMES
 from paper.jobs import Job, World, run_of
 
@@ -15,11 +15,16 @@ SEEDS = (1, 2, 3)
 LOSSES, FACTORS = ("ipo", "dpo", "slic"), (0.2, 1, 5)
 
 
+def betas_of(loss: str) -> list[float]:
+    """The betas of the loss, one for each factor."""
+    return [float(f"{factor * importlib.import_module(f'{loss}_online').Args.beta:.3g}") for factor in FACTORS]
+
+
 def runs(world: World, seed: int, loss: str) -> tuple[list[Job], list[Job]]:
     """(online runs, offline runs) at each beta."""
-    start, default = world.start(seed), importlib.import_module(f"{loss}_online").Args.beta
-    betas = [float(f"{factor * default:.3g}") for factor in FACTORS]
-    online = [run_of(start, f"{loss}_online", f"{loss}_online__beta={beta:g}", beta=beta) for beta in betas]
+    start, betas = world.start(seed), betas_of(loss)
+    others = [run_of(start, f"{loss}_online", f"{loss}_online__beta={beta:g}", beta=beta) for beta in betas]
+    online = [online_run(start, loss) if factor == 1 else job for factor, job in zip(FACTORS, others)]
     return online, [offline_run(start, 1, beta, loss) for beta in betas]
 
 
@@ -42,9 +47,9 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
             told = f"{NAMES[loss]}: online ahead of offline, the same betas, by {judge}"
             effects += compared("betas", judged(tabled, first), "online", "offline", told, sign=0)
             effects += compared("betas", judged(tabled, first), "online", "offline, 1x steps", f"{told}, 1x steps", sign=0)
-        for i, job in enumerate(sides[seeds[0]][0]):
+        for i, beta in enumerate(betas_of(loss)):
             one = {side: {s: curves[i : i + 1] for s, curves in by_seed.items()} for side, by_seed in groups.items()}
-            told = f"{NAMES[loss]}, beta {job.options['beta']:g}: online ahead of offline"
+            told = f"{NAMES[loss]}, beta {beta:g}: online ahead of offline"
             effects += compared("betas", one, "online", "offline", told, sign=0)
     return Report("\n\n".join(text), effects)
 

@@ -174,7 +174,7 @@ def looked_at_alike(first: list[Curve], second: list[Curve]) -> tuple[list[Curve
 
 
 def compared(experiment: str, groups: Groups, first: str, second: str, told: str = "", **options) -> list[Effect]:
-    """How far one group is ahead of another, at equal KL and at the peak; a seed that one of them lacks is left out."""
+    """How far one group is ahead of another, at equal KL and at the peak; a seed that one of them lacks has no value."""
     seeds = [seed for seed in groups[first] if seed in groups[second]]
     if len({curve.steps[1] for side in (first, second) for seed in seeds for curve in groups[side][seed]}) > 1:
         raise ValueError(f"{first} and {second}: curves with first evaluations at different steps do not compare at equal KL")
@@ -182,7 +182,7 @@ def compared(experiment: str, groups: Groups, first: str, second: str, told: str
     sides = {seed: looked_at_alike(groups[first][seed], groups[second][seed]) for seed in seeds}
     effects = []
     for where, ahead in (("equal KL", ahead_at_kl), ("the peak", ahead_at_peak)):
-        differences = {seed: ahead(*sides[seed]) for seed in seeds}
+        differences = {seed: ahead(*sides[seed]) if seed in sides else None for seed in groups[first] | groups[second]}
         effects.append(effect(experiment, f"{told}, at {where}", differences, **options))
     return effects
 
