@@ -190,9 +190,10 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def check_ranges(args, zero: tuple[str, ...]) -> None:
     """End the program where a number is negative, 0 or not finite; fields named in `zero` may be 0."""
     for field in fields(args):
-        value, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
-        if type(value) in (int, float) and not (0 <= value < math.inf and (value or field.name in zero)):
-            fail(f"{flag} {value}: must be a finite number " + ("of 0 or more" if field.name in zero else "above 0"))
+        values, flag = getattr(args, field.name), f"--{field.name.replace('_', '-')}"
+        for value in values if isinstance(values, tuple) else (values,):
+            if type(value) in (int, float) and not (0 <= value < math.inf and (value or field.name in zero)):
+                fail(f"{flag} {value}: must be a finite number " + ("of 0 or more" if field.name in zero else "above 0"))
 
 
 def check_args(args) -> None:
@@ -946,12 +947,6 @@ def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transfo
     return model.decoders[key]
 
 
-def free_decoders(model) -> None:
-    """Give back the memory of a model's Decoders, which training has use for. What was compiled is dear, and stays."""
-    if model._compiled_call_impl is None and getattr(model, "decoders", None):
-        model.decoders.clear()
-
-
 def can_be_recorded(model) -> bool:
     """Whether a Decoder writes what the plain loop does: whole on one device, every layer with a plain static cache, masks of
     truth values (eager attention adds them as numbers), rotary positions that are not computed anew from the length, and no
@@ -961,6 +956,19 @@ def can_be_recorded(model) -> bool:
     rope = str(getattr(model.config, "rope_parameters", None))
     experts = any("Experts" in type(module).__name__ for module in model.modules())
     return plain and model.config._attn_implementation == "sdpa" and "'dynamic'" not in rope and not experts
+
+
+def sample_in_parts(
+    sample, model, prompts: list, max_tokens: int, random: torch.Generator, tokenizer, width: int
+) -> list[list[int]]:
+    """A response to each of any number of prompts by a script's `sample`, `width` at a time; random: for their uniforms."""
+    own = share(len(prompts))
+    mine, uniforms = [prompts[i] for i in own], torch.rand(len(prompts), max_tokens, generator=random)[own]
+    parts = [slice(i, i + width) for i in range(0, len(own), width)]
+    responses = [y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)]
+    if model._compiled_call_impl is None and getattr(model, "decoders", None):  # training has use for the memory
+        model.decoders.clear()
+    return gather(responses, len(prompts))
 
 
 # --------------------------------------------------------------------------------------------------------------- judges

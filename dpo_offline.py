@@ -28,7 +28,6 @@ from common import (
     decoder_for,
     fail,
     finish_run,
-    free_decoders,
     gather,
     generator,
     load_checkpoint,
@@ -46,6 +45,7 @@ from common import (
     recomputing,
     rows_left,
     run_command,
+    sample_in_parts,
     save_checkpoint,
     save_policy,
     save_responses,
@@ -167,16 +167,6 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, tokenizer) -
     return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
 
 
-def sample_in_parts(model, prompts: list, max_tokens: int, random: torch.Generator, tokenizer, width: int) -> list[list[int]]:
-    """The same for any number of prompts, `width` of them at a time; random: the generator of their uniforms."""
-    own = share(len(prompts))
-    mine, uniforms = [prompts[i] for i in own], torch.rand(len(prompts), max_tokens, generator=random)[own]
-    parts = [slice(i, i + width) for i in range(0, len(own), width)]
-    responses = [y for part in parts for y in sample(model, mine[part], uniforms[part], tokenizer)]
-    free_decoders(model)  # training has use for the memory
-    return gather(responses, len(prompts))
-
-
 def response_states(model, batch: Batch) -> torch.Tensor:
     """(M, H) what the model knows before each of the batch's M response tokens, row after row.
 
@@ -251,7 +241,7 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
     """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
     prompts, width = evaluation.prompts, args.eval_batch_size
     random = generator(args.seed, step, "evaluate")
-    responses = sample_in_parts(policy, prompts, args.max_response_tokens, random, tokenizer, width)
+    responses = sample_in_parts(sample, policy, prompts, args.max_response_tokens, random, tokenizer, width)
 
     kls, count = [], min(args.kl_prompts, evaluation.train)
     own = share(count)
@@ -304,8 +294,8 @@ def main(args: Args) -> None:
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
     if evaluation.opponent == "sft":
-        opponent = policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")  # still SFT
-        evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)
+        opponent = sample, policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
+        evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)  # the policy is still SFT
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed, args.shuffle).tolist()
     optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")

@@ -73,7 +73,7 @@ def overview() -> None:
 
 def run(args: Make, names: list[str]) -> None:
     """Make what experiments lack, or list it; then print and draw the one, or write the page of all."""
-    check_ranges(args, zero=())
+    check_ranges(args, zero=("seeds",))
     world = World(**{**vars(WORLDS[args.world]), "runs": args.runs, "results": args.results})
     if other := [name for name in names if name not in experiments_of(world)]:
         fail(f"{', '.join(other)}: not made in the world {world.name}; there: {', '.join(experiments_of(world))}")

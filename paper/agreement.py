@@ -14,8 +14,20 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import check_ranges, decode, fail, generator, load_judge, load_pairs, load_policy, load_rows, margin, pick_device
-from ipo_online import sample_in_parts
+from common import (
+    check_ranges,
+    decode,
+    fail,
+    generator,
+    load_judge,
+    load_pairs,
+    load_policy,
+    load_rows,
+    margin,
+    pick_device,
+    sample_in_parts,
+)
+from ipo_online import sample
 from paper.frontier import load_run
 from prepare.reviews import taste
 
@@ -80,7 +92,7 @@ def main(args: Args) -> None:
         chosen_rows = random.Random(args.seed).choices(pairs, k=args.pairs)
         prompts, names = [p["prompt"] for p in chosen_rows], [p["text"] for p in chosen_rows]
         random_numbers = generator(args.seed, source, "agreement")
-        responses = sample_in_parts(policy, prompts * 2, run["max_response_tokens"], random_numbers, tokenizer, 64)
+        responses = sample_in_parts(sample, policy, prompts * 2, run["max_response_tokens"], random_numbers, tokenizer, 64)
         first, second = responses[: args.pairs], responses[args.pairs :]
         by_golden, by_proxy = margin(golden, prompts, first, second), margin(proxy, prompts, first, second)
         everything = torch.ones(args.pairs, dtype=torch.bool)

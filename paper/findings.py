@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import fail
-from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, grid, judges, rates, sizes
+from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, grid, judges, longer, rates, sizes
 from paper.compare import Effect, Report, table_of
 from paper.frontier import NAMES
 from paper.jobs import WORLDS, World, check_starts, tell_stale
@@ -27,6 +27,7 @@ EXPERIMENTS = {
     "judges": judges,
     "betas": betas,
     "rates": rates,
+    "longer": longer,
     "curves": curves,
 }
 

@@ -91,7 +91,7 @@ WORLDS = {
         learning_rate=1e-4,
         sweep=((1, 0.1), (0.3, 0.1), (3, 0.1)),
         times=2,
-        experiments=("fig1", "fig4", "fig12", "rates"),
+        experiments=("fig1", "fig4", "fig12", "rates", "longer"),
     ),
 }
 

@@ -37,6 +37,7 @@ from common import (
     load_tokenizer,
     pick_device,
     run_command,
+    sample_in_parts,
 )
 from prepare import reviews, sft
 from prepare.preference_model import Relabel, Train, relabel, train
@@ -148,7 +149,7 @@ def make_golden_policy(args: Args) -> None:
             tokenizer,
             args.eval_batch_size,
         )
-        samples = decode(tokenizer, prompts, ipo_online.sample_in_parts(policy, prompts, *drawing))
+        samples = decode(tokenizer, prompts, sample_in_parts(ipo_online.sample, policy, prompts, *drawing))
         for text, prompt, response, finished in zip(texts, prompts, *samples):
             row = {"split": split, "prompt": text, "messages": prompt.messages, "response": response, "finished": finished}
             rows.append(row)

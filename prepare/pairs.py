@@ -25,9 +25,10 @@ from common import (
     margin,
     pick_device,
     run_command,
+    sample_in_parts,
     save_stream,
 )
-from ipo_online import sample_in_parts
+from ipo_online import sample
 
 
 @dataclass
@@ -68,8 +69,9 @@ def main(args: Args) -> None:
     judge = load_judge(args.judge, tokenizer, device, *limits)
     prompts = [pair["prompt"] for pair in load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)][: args.pairs]
     with finished_folder(Path(args.out)) as folder:
+        told = prompts, limits[1]
         first, second = (
-            sample_in_parts(policy, prompts, limits[1], generator(args.seed, side, "pairs"), tokenizer, args.batch_size)
+            sample_in_parts(sample, policy, *told, generator(args.seed, side, "pairs"), tokenizer, args.batch_size)
             for side, (policy, _) in enumerate([loaded[0], loaded[-1]])
         )
         margins = margin(judge, prompts, first, second).tolist()

@@ -12,7 +12,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from paper import __main__ as paper
-from paper import again, ahead, betas, compare, fig1, fig4, fig8, fig9, fig12, fig13, grid, jobs, judges, rates, sizes
+from paper import again, ahead, betas, compare, fig1, fig4, fig8, fig9, fig12, fig13, grid, jobs, judges, longer, rates, sizes
 from paper.compare import Curve, Effect, ahead_at_kl, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS, effect_table
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
@@ -80,8 +80,9 @@ def test_sides_are_compared_where_both_are():
     alike = compared("x", {"a": {1: [often]}, "b": {1: [seldom]}}, "a", "b")
     values = [0, 0.4 * math.log(2) / math.log(4), 0.4 * math.log(3) / math.log(4), 0.4]
     assert [e.values[1] for e in alike] == [pytest.approx(sum(values) / 4), pytest.approx(0.4)]
-    groups = {"a": {1: [online], 2: [online]}, "b": {1: offline, 2: worse}}
+    groups = {"a": {1: [online], 2: [online], 3: [online]}, "b": {1: offline, 2: worse}}
     at_equal_kl, at_peak = compared("x", groups, "a", "b")
+    assert at_equal_kl.seeds == at_peak.seeds == (1, 2, 3)  # the third has no value, which is said
     assert at_equal_kl.values == pytest.approx({1: 0.2, 2: (0.2 + 0.4) / 2 - 0}) and at_equal_kl.errors == {1: 0, 2: 0}
     assert at_peak.values == pytest.approx({1: 0.6 - 0.1, 2: 0.6})
 
@@ -177,6 +178,7 @@ def miniature(tmp_path, monkeypatch):
         (betas, "LOSSES", ("slic",)),
         (betas, "FACTORS", (1,)),
         (rates, "RATE", 1),
+        (longer, "TIMES", 2),
         (grid, "CORNERS", ((3, 0.5),)),
         (judges, "PAIRS", (100,)),
         (judges, "GOLDEN_STEPS", (2,)),
@@ -279,11 +281,11 @@ def test_a_failed_job_is_named_with_its_log(start, tmp_path):
 def test_the_command_line(tmp_path):
     text = call("-m", "paper").stdout
     assert all(name in text for name in EXPERIMENTS) and "core-hours" in text
-    assert "--world stories makes fig1, fig4, fig12, rates in another world" in text
+    assert "--world stories makes fig1, fig4, fig12, rates, longer in another world" in text
     done = call("-m", "paper", "fig1", "--world", "stories", "--list", "--seeds", 1)
     assert "jobs to make" in done.stdout
     done = call("-m", "paper", "sizes", "--world", "stories", code=1)
-    assert done.stderr == "error: sizes: not made in the world stories; there: fig1, fig4, fig12, rates\n"
+    assert done.stderr == "error: sizes: not made in the world stories; there: fig1, fig4, fig12, rates, longer\n"
     folders = ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     text = call("-m", "paper", "fig13", "--list", "--seeds", 1, 2, *folders).stdout
     assert "22 jobs to make: about" in text and text.count("ipo_offline__stream__shuffle") == 16

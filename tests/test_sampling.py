@@ -197,8 +197,8 @@ def test_an_evaluation_leaves_no_memory_behind(letters, monkeypatch):
     for compiled in (False, True):
         monkeypatch.setattr(model, "decoders", {"of this size": object()}, raising=False)
         monkeypatch.setattr(model, "_compiled_call_impl", model._call_impl if compiled else None)
-        monkeypatch.setattr(ipo_online, "sample", lambda model, prompts, uniforms, tokenizer: [[1]] * len(prompts))
-        assert ipo_online.sample_in_parts(model, [[2]] * 3, 4, generated, letters.tokenizer, 2) == [[1]] * 3
+        ones = lambda model, prompts, uniforms, tokenizer: [[1]] * len(prompts)  # noqa: E731
+        assert common.sample_in_parts(ones, model, [[2]] * 3, 4, generated, letters.tokenizer, 2) == [[1]] * 3
         assert len(model.decoders) == compiled
 
 

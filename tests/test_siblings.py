@@ -53,7 +53,7 @@ def test_shared_functions_are_the_same_to_the_byte():
     """Whatever two scripts both have is one text in all of them, but for the loss and the loop, which are the algorithm."""
     functions = {script: functions_of(script) for script in SCRIPTS}
     names = set.union(*map(set, functions.values())) - {"preference_loss", "main"}
-    assert {"sample", "sample_in_parts", "response_states", "sequence_logprob", "kl_to_sft", "evaluate"} <= names
+    assert {"sample", "response_states", "sequence_logprob", "kl_to_sft", "evaluate"} <= names
     for name in names:
         assert len({own[name] for own in functions.values() if name in own}) == 1, name
 

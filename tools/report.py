@@ -297,8 +297,6 @@ def main(args: Args) -> None:
     check_ranges(args, zero=("prompts",))
     if not 0 < len(args.runs) <= 8:
         fail(f"{len(args.runs)} runs named; a page shows 1 to 8 of them (python -m paper frontier draws any number)")
-    if not all(0 < goal < math.inf for goal in args.nats):
-        fail(f"--nats {' '.join(map(str, args.nats))}: must be finite numbers above 0")
     runs = load_runs(args.runs)
     judge = next((key for key in JUDGES if any(row[key] is not None for run in runs for row in run.evals)), None)
     opponent = "the golden policy" if any(run.evals[0]["baseline"] == "golden_policy" for run in runs) else "SFT"
