@@ -266,9 +266,12 @@ def arguments_of(out: Path) -> dict | None:
     """args.json of the run in this folder, None where there is none."""
     path = Path(out, "args.json")
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        args = json.loads(path.read_text()) if path.exists() else None
     except ValueError:
-        fail(f"{path}: is no JSON; the run in this folder cannot go on, remove it")
+        args = {}
+    if args is not None and not (isinstance(args, dict) and "script" in args):
+        fail(f"{path}: is not what a run wrote; name another folder, or remove this one")
+    return args
 
 
 def changed_arguments(args, out: Path) -> list[str]:

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 COLORS = {"online": "#c2410c", "offline": "#1d4ed8", "hybrid": "#15803d"}
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2"}
 MARKERS = {"ipo": "o", "dpo": "s", "slic": "^", "bo2": "D"}
-OTHERS = ["#7e22ce", "#0f766e", "#be185d", "#854d0e", "#57606a"]
+OTHERS = ["#7e22ce", "#0f766e", "#be185d", "#854d0e", "#57606a", "#b91c1c", "#0e7490", "#3f6212"]  # further runs of a kind
 
 
 @dataclass
@@ -56,14 +56,13 @@ def train_rows(folder: str, step: int) -> list[dict]:
 
 
 def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
-    """(P,) wins by the embedded world's exact rule, None elsewhere or without its start: the verdict behind the verdicts.
+    """(P,) wins by the embedded world's exact rule, None elsewhere: the verdict behind the verdicts.
 
     args: the run's; rows: of train_rows.
     """
-    file = Path(args["baseline"] or "", "responses.jsonl")
-    if not file.exists() or not {r["prompt"] for r in rows} <= set(all_prompts()):
+    if args["baseline"] is None or not {r["prompt"] for r in rows} <= set(all_prompts()):
         return None
-    stored = json_lines(file)
+    stored = json_lines(Path(args["baseline"], "responses.jsonl"))
     baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored}
     return wins(torch.tensor([taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]))
 
@@ -148,7 +147,10 @@ def main(args: Args) -> None:
     if Path(out).is_dir():
         fail(f"--out {args.out}: is a folder; name the picture, without its ending")
     runs = [load_run(folder) for folder in args.runs]
-    rules = [rule_wins(run, train_rows(folder, evals[-1]["step"])) for folder, (run, evals) in zip(args.runs, runs)]
+    rules = []
+    for folder, (run, evals) in zip(args.runs, runs):
+        there = Path(run["baseline"] or "", "responses.jsonl").exists()  # else its start was moved
+        rules.append(rule_wins(run, train_rows(folder, evals[-1]["step"])) if there else None)
     names = [Path(folder).absolute().name for folder in args.runs]
     draw(names, runs, out, args.title)
     if len({(run["model"], run["baseline"]) for run, _ in runs}) > 1:

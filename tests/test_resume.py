@@ -150,9 +150,10 @@ def test_another_script_is_refused(start, tmp_path):
     assert "this is a run of ipo_offline.py; go on with that, or name another folder" in done.stderr
     relative = dataclasses.replace(args, start=os.path.relpath(start), resume=True)  # the same start by another name
     assert common.choose_folder(relative, "ipo_offline") == tmp_path / "run"
-    (tmp_path / "run" / "args.json").write_text("{")
-    with pytest.raises(SystemExit, match="run/args.json: is no JSON; the run in this folder cannot go on"):
-        common.choose_folder(relative, "ipo_offline")
+    for broken in ("{", "[]", '{"script_name": "train"}'):
+        (tmp_path / "run" / "args.json").write_text(broken)
+        with pytest.raises(SystemExit, match="run/args.json: is not what a run wrote; name another folder"):
+            common.choose_folder(relative, "ipo_offline")
 
 
 def test_a_damaged_checkpoint_ends_in_one_line(letters, tmp_path):

@@ -20,14 +20,13 @@ from markupsafe import Markup, escape
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds what lies beside it, and common.py lies above
 
 from common import LOGS, check_ranges, fail, mean_stderr, run_command  # noqa: E402
-from paper.frontier import COLORS, MARKERS, kl_axis, new_figure, plt, rule_wins  # noqa: E402
+from paper.frontier import COLORS, MARKERS, OTHERS, kl_axis, new_figure, plt, rule_wins  # noqa: E402
 from tools import page, write_page  # noqa: E402
 
 # a run's colour on light and on dark ground: that of its side, or, where another run has it already, one of the others
 SIDES = {"online": "#fb923c", "offline": "#7aa2ff", "hybrid": "#4ade80"}
 SIDES = {side: (COLORS[side], dark) for side, dark in SIDES.items()}
-OTHERS = [("#7e22ce", "#c792ff"), ("#0f766e", "#2dd4bf"), ("#be185d", "#f783b6"), ("#854d0e", "#e3c04d")]
-OTHERS += [("#57606a", "#b4bcc5"), ("#b91c1c", "#ff8080"), ("#0e7490", "#67d4ec"), ("#3f6212", "#b6d957")]
+DARK = ["#c792ff", "#2dd4bf", "#f783b6", "#e3c04d", "#b4bcc5", "#ff8080", "#67d4ec", "#b6d957"]
 INK, QUIET = "#010203", "#040506"  # in the pictures these stand for the page's own colours
 
 JUDGES = {"win_rate": "golden", "proxy_win_rate": "the proxy"}
@@ -91,7 +90,7 @@ def by_prompt(path: Path) -> dict[str, dict]:
 def load_runs(folders: tuple[str, ...]) -> list[Run]:
     """The runs by the names of their folders, or by the whole paths where two have one name."""
     names = [Path(folder).absolute().name for folder in folders]
-    sides, others, runs = dict(SIDES), list(OTHERS), []
+    sides, others, runs = dict(SIDES), list(zip(OTHERS, DARK)), []
     for folder, name in zip(folders, names):
         try:
             args = json.loads(Path(folder, "args.json").read_text())
