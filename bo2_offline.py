@@ -261,11 +261,11 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
 
-    if evaluation.reference is None:
-        evaluation.reference = pair_logprobs(reference, evaluation.pairs, tokenizer, width)
-    ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
-    row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
-    row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
+    row |= {"accuracy": None, "chosen_logratio": None, "rejected_logratio": None}
+    if evaluation.pairs:
+        ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
+        row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
+        row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
 
     words, finished = decode(tokenizer, prompts, responses)
     row["response_length"] = sum(map(len, responses)) / len(responses)
@@ -292,6 +292,7 @@ def main(args: Args) -> None:
     proxy = load_judge(start_part(args, "proxy"), tokenizer, args.device, *limits)
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
+    evaluation.reference = pair_logprobs(reference, evaluation.pairs, tokenizer, args.eval_batch_size)
     if evaluation.opponent == "sft":
         opponent = sample, policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
         evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)  # the policy is still SFT

@@ -655,40 +655,54 @@ def conversation(value) -> bool:
     return len(keys) > 0 and all({"role", "content"} <= names for names in keys)
 
 
-def row_strings(row: dict, tokenizer) -> tuple[str, str, str, list[dict] | None]:
-    """(prompt, chosen, rejected, messages) from a row in any of the ecosystem's forms; ValueError says what is wrong.
+def row_strings(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list[dict] | None]:
+    """(prompt, [chosen, rejected], messages) from a row in any of the ecosystem's forms; ValueError says what is wrong.
 
     Strings with or without a prompt column, or lists of {role, content}: then the chat template is applied to the prompt's
     messages, and the response is the last message's text, which an assistant writes and ends with the end token.
+    names: ("chosen", "rejected"), or () for a prompt alone.
     """
-    if not {"chosen", "rejected"} <= row.keys():
-        raise ValueError(f"there must be columns chosen and rejected, there are {', '.join(row)}")
-    prompt, chosen, rejected, messages = row.get("prompt"), row["chosen"], row["rejected"], None
-    if conversation(chosen) and conversation(rejected):
-        if not isinstance(prompt, list) or len(chosen) > 1:  # the prompt is inside both
-            if rejected[:-1] != chosen[:-1] or (isinstance(prompt, list) and prompt != chosen[:-1]) or len(chosen) < 2:
+    if not set(names) <= row.keys():
+        raise ValueError(f"there must be columns chosen and rejected, there are {', '.join(row)} (prompts alone serve online)")
+    prompt, responses, messages = row.get("prompt"), [row[name] for name in names], None
+    if names and all(map(conversation, responses)):
+        heads, answers = [said[:-1] for said in responses], [said[-1] for said in responses]
+        if not isinstance(prompt, list) or heads[0]:  # the prompt is inside both
+            if heads[0] != heads[1] or not heads[0] or (isinstance(prompt, list) and prompt != heads[0]):
                 raise ValueError("chosen and rejected do not go on from one prompt by one message each")
-            prompt = chosen[:-1]
-        messages = prompt
-        if not conversation(messages):
+            prompt = heads[0]
+        if not conversation(prompt):
             raise ValueError("the prompt is no list of messages")
-        if {chosen[-1].get("role"), rejected[-1].get("role")} != {"assistant"}:
+        if {answer.get("role") for answer in answers} != {"assistant"}:
             raise ValueError("the last message of chosen and of rejected must be the assistant's")
-        chosen, rejected = chosen[-1].get("content"), rejected[-1].get("content")
+        messages, responses = prompt, [answer.get("content") for answer in answers]
+    elif not names and conversation(prompt):
+        messages = prompt
+    elif names and prompt is None and all(isinstance(text, str) for text in responses):
+        (prompt, mark, chosen), (other, _, rejected) = (text.rpartition("\n\nAssistant:") for text in responses)
+        if not prompt or prompt != other:
+            raise ValueError("there is no prompt column, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
+        prompt, responses = prompt + mark, [chosen, rejected]
+    if messages:
         if tokenizer.chat_template is None:
             raise ValueError("conversational, but the tokenizer has no chat template")
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    elif prompt is None and isinstance(chosen, str) and isinstance(rejected, str):
-        (prompt, mark, chosen), (other, _, rejected) = (text.rpartition("\n\nAssistant:") for text in (chosen, rejected))
-        if not prompt or prompt != other:
-            raise ValueError("there is no prompt column, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
-        prompt += mark
-    if not {type(row.get(f"{name}_finished")) for name in ("chosen", "rejected")} <= {bool, type(None)}:
+    if not {type(row.get(f"{name}_finished")) for name in names} <= {bool, type(None)}:
         raise ValueError("chosen_finished and rejected_finished must be true or false")
-    for name, text in {"prompt": prompt, "chosen": chosen, "rejected": rejected}.items():
+    for name, text in zip(("prompt", *names), (prompt, *responses)):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name} is " + ("no text" if not isinstance(text, str) else "blank"))
-    return prompt, chosen, rejected, messages
+    return prompt, responses, messages
+
+
+def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids of texts that begin with a prompt, each distinct one encoded once."""
+    if not texts:
+        return []
+    special = not (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token))  # a chat template wrote its own
+    distinct = list(dict.fromkeys(texts))
+    ids = dict(zip(distinct, tokenizer(distinct, add_special_tokens=special, return_attention_mask=False).input_ids))
+    return [ids[text] for text in texts]
 
 
 def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[bool]) -> tuple[list, list, int]:
@@ -698,14 +712,8 @@ def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[b
     encoded alone, many tokenizers start a text with a word mark. Where the prompt's ids change when a response follows,
     the response is encoded alone. The end token is appended to a finished response only.
     """
-    if not prompts:
-        return [], [], 0
-    special = not (tokenizer.bos_token and prompts[0].startswith(tokenizer.bos_token))  # a chat template wrote its own
-    options = {"add_special_tokens": special, "return_attention_mask": False}
-    distinct = list(dict.fromkeys(prompts))
-    heads = dict(zip(distinct, tokenizer(distinct, **options).input_ids))
-    heads = [heads[prompt] for prompt in prompts]
-    wholes = tokenizer([p + r for p, r in zip(prompts, responses)], **options).input_ids
+    heads = encode_prompts(tokenizer, prompts)
+    wholes = encode_prompts(tokenizer, [p + r for p, r in zip(prompts, responses)])
     alone = [i for i, (head, whole) in enumerate(zip(heads, wholes)) if whole[: len(head)] != head]
     tails = [whole[len(head) :] for head, whole in zip(heads, wholes)]
     for i in alone:
@@ -727,47 +735,59 @@ def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]]) -> t
 
 
 def load_pairs(
-    source: str, tokenizer, max_prompt_tokens: int, max_response_tokens: int, on_bad_row: str, split: str = "train"
+    source: str,
+    tokenizer,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    on_bad_row: str,
+    split: str = "train",
+    prompts_alone: bool = False,
 ) -> list[dict]:
     """Preference pairs: {prompt, chosen, rejected} as ids, `text` the prompt as a string, `row` its number, `margin`.
 
-    The stream of an online run (--save-stream) has ids already: they are used as they are, ties and all.
+    The stream of an online run (--save-stream) has ids already: they are used as they are, ties and all. With prompts_alone,
+    data that have a column prompt and no responses will do; there is no chosen and rejected then.
 
     A row that cannot be used as it is ends the program with its number (counted from 0) and what is wrong with it, or,
     with on_bad_row "skip", is left out and counted in a line. Nothing is ever cut to fit.
     """
-    rows, strings, bad = load_rows(source, split), {}, {}
-    if rows and "chosen_ids" in rows[0]:
+    rows, strings, pairs, bad, alone = load_rows(source, split), {}, {}, {}, 0
+    columns = rows[0].keys() if rows else ()
+    if "chosen_ids" in columns:
         return load_stream(source, rows, tokenizer, max_prompt_tokens, max_response_tokens)
+    names = () if prompts_alone and "prompt" in columns and not {"chosen", "rejected"} & columns else ("chosen", "rejected")
     for number, row in enumerate(rows):
         try:
-            strings[number] = row_strings(row, tokenizer)
+            strings[number] = row_strings(row, tokenizer, names)
         except Exception as error:  # whatever a row, or a chat template that refuses it, may raise
             bad[number] = first_line(error)
     eos = tokenizer.eos_token_id
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, eos}
-    pairs, alone = {n: {"row": n, "text": s[0], "margin": rows[n].get("margin")} for n, s in strings.items()}, 0
-    for column, name in ((1, "chosen"), (2, "rejected")):
+    texts, responses, messages = zip(*strings.values()) if strings else ((), (), ())
+    for number, text, prompt, said in zip(strings, texts, encode_prompts(tokenizer, texts), messages):
+        pairs[number] = {"row": number, "text": text, "margin": rows[number].get("margin"), "prompt": Prompt(prompt)}
+        pairs[number]["prompt"].messages = said
+        if unknown.intersection(prompt):
+            bad[number] = "the prompt has a word that the tokenizer does not know"
+        elif len(prompt) > max_prompt_tokens:
+            bad[number] = f"the prompt has {len(prompt)} tokens, --max-prompt-tokens is {max_prompt_tokens}"
+    for name, column in zip(names, zip(*responses)):
         finished = [rows[n].get(f"{name}_finished", True) is not False for n in strings]
-        texts = [s[0] for s in strings.values()], [s[column] for s in strings.values()]
-        prompts, responses, count = encode(tokenizer, *texts, finished)
+        _, column, count = encode(tokenizer, texts, column, finished)
         alone += count
-        for number, prompt, response, done in zip(strings, prompts, responses, finished):
-            pairs[number] |= {"prompt": Prompt(prompt), name: response}
-            pairs[number]["prompt"].messages = strings[number][3]
+        for number, response, done in zip(strings, column, finished):
+            pairs[number][name] = response
             body = response[: len(response) - done]
             if number in bad:
                 continue
-            if unknown.intersection(prompt + body):
-                bad[number] = f"prompt or {name} has a word that the tokenizer does not know"
+            if unknown.intersection(body):
+                bad[number] = f"{name} has a word that the tokenizer does not know"
             elif eos in body:
                 bad[number] = f"{name} has the end token {tokenizer.eos_token} in its text; pass its text without it"
             elif len(response) > max_response_tokens:
                 bad[number] = f"{name} has {len(response)} tokens, --max-response-tokens is {max_response_tokens}"
-            elif len(prompt) > max_prompt_tokens:
-                bad[number] = f"the prompt has {len(prompt)} tokens, --max-prompt-tokens is {max_prompt_tokens}"
     for number, pair in pairs.items():
-        if pair["chosen"] == pair["rejected"]:
+        if names and pair["chosen"] == pair["rejected"]:
             bad.setdefault(number, "chosen and rejected are the same: there is nothing to prefer")
     if bad and on_bad_row == "error":
         number = min(bad)
@@ -1091,8 +1111,8 @@ class Evaluation:
     train: int  # so many of them are training prompts
     opponent: str  # golden_policy, or sft where there is none
     baseline: list[list[int]]  # the opponent's response to each prompt; the script samples those of sft
-    pairs: list[dict]  # preference pairs for the accuracy as a classifier
-    reference: torch.Tensor | None = None  # what the reference says of them, which never changes
+    pairs: list[dict]  # P preference pairs for the accuracy as a classifier
+    reference: torch.Tensor | None = None  # (P, 2) log-probabilities by the reference, which never change
 
 
 def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
@@ -1104,7 +1124,8 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     own = start_part(args, "d_golden")
     if own and own != args.dataset:
         pairs = load_pairs(own, tokenizer, *limits)
-    chosen_rows = random.Random(0).sample(pairs, min(args.eval_prompts, len(pairs)))
+    known = pairs if "chosen" in pairs[0] else []  # prompts alone tell nothing of a policy as a classifier
+    chosen_rows = random.Random(0).sample(known, min(args.eval_prompts, len(known)))
     chosen_rows.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))  # less padding
     if args.baseline is None:
         distinct = list({p["text"]: p for p in reversed(pairs)}.values())[::-1][: args.eval_prompts]

@@ -66,7 +66,7 @@ class Args:
     model: str | None = None
     """the policy to start from, which stays the frozen reference: folder or Hub name (default: START/sft)"""
     dataset: str | None = None
-    """preference pairs: file, folder or Hub name; the online script trains on their prompts alone (default: START/d_golden)"""
+    """prompts, or pairs, whose prompts alone are trained on: file, folder or Hub name (default: START/d_golden)"""
     judge: str | None = None
     """the preference model that labels the samples, called the proxy in the paper (default: START/proxy)"""
     golden: str | None = None
@@ -266,11 +266,11 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
 
-    if evaluation.reference is None:
-        evaluation.reference = pair_logprobs(reference, evaluation.pairs, tokenizer, width)
-    ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
-    row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
-    row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
+    row |= {"accuracy": None, "chosen_logratio": None, "rejected_logratio": None}
+    if evaluation.pairs:
+        ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
+        row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
+        row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
 
     words, finished = decode(tokenizer, prompts, responses)
     row["response_length"] = sum(map(len, responses)) / len(responses)
@@ -295,8 +295,9 @@ def main(args: Args) -> None:
         policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     golden = load_judge(args.golden, tokenizer, args.device, *limits)
     proxy = load_judge(args.judge, tokenizer, args.device, *limits)
-    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
+    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
     evaluation = load_evaluation(args, tokenizer, pairs)
+    evaluation.reference = pair_logprobs(reference, evaluation.pairs, tokenizer, args.eval_batch_size)
     if evaluation.opponent == "sft":
         opponent = sample, policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
         evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)  # the policy is still SFT

@@ -174,7 +174,7 @@ def main(args: Args) -> None:
             "-" if last["win_rate_heldout"] is None else pm(last["win_rate_heldout"], last["win_rate_heldout_stderr"]),
             "-" if last["proxy_win_rate"] is None else pm(last["proxy_win_rate"], last["proxy_win_rate_stderr"]),
             "-" if rule is None else pm(*mean_stderr(rule, prompts)),
-            f"{last['accuracy']:.3f}",
+            "-" if last["accuracy"] is None else f"{last['accuracy']:.3f}",
             f"{best['win_rate']:.3f} at {best['kl']:.2f} nats",
         )
     Console(width=170, soft_wrap=True).print(table)

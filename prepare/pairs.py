@@ -38,7 +38,7 @@ class Args:
     judge: str
     """the preference model that labels the pairs: folder or Hub name"""
     dataset: str
-    """preference pairs whose prompts are used: file, folder or Hub name"""
+    """prompts, or pairs, whose prompts alone are used: file, folder or Hub name"""
     out: str
     """folder to write stream/train.jsonl into; `--dataset OUT/stream` is what an offline script takes"""
     pairs: int | None = None
@@ -67,7 +67,8 @@ def main(args: Args) -> None:
     if tokenizer.get_vocab() != loaded[-1][1].get_vocab():
         fail(f"{' and '.join(args.policies)}: have different vocabularies; a pair has one")
     judge = load_judge(args.judge, tokenizer, device, *limits)
-    prompts = [pair["prompt"] for pair in load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)][: args.pairs]
+    rows = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
+    prompts = [row["prompt"] for row in rows][: args.pairs]
     with finished_folder(Path(args.out)) as folder:
         told = prompts, limits[1]
         first, second = (

@@ -203,7 +203,7 @@ WRONG = [
     (["--model", "START/proxy", "--max-prompt-tokens", 120], "reads at most 128 tokens, 153 may be asked of it"),
     (["--track"], "--track needs Weights & Biases"),
     (["--max-response-tokens", 3], "--max-response-tokens is 3"),
-    (["--model", "OTHER"], "d_golden: row 0: prompt or chosen has a word that the tokenizer does not know"),
+    (["--model", "OTHER"], "d_golden: row 0: the prompt has a word that the tokenizer does not know"),
     (["--start", "HALF"], "has no sft/: run `python -m prepare --out"),
 ]
 
@@ -417,6 +417,25 @@ def test_evaluation_prompts_come_from_the_start_whatever_the_training_data(start
     args.dataset = str(start / "d_golden")
     assert load_evaluation(args, tokenizer, load_pairs(args.dataset, tokenizer, 16, 33, "error")) == other
     assert len(other.pairs) == 8 and other.train == 8 and len(other.prompts) == len(other.baseline) == 16
+
+
+def test_an_online_script_needs_prompts_alone(start, runs, tmp_path):
+    """The same run to the byte as on the pairs; without a start it knows no pairs to be measured on, and says null."""
+    rows = [{"prompt": row["prompt"]} for row in read_jsonl(start / "d_golden" / "train.jsonl")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ["--dataset", tmp_path / "prompts.jsonl"]
+    call("ipo_online.py", "--start", start, *data, "--out", tmp_path / "run", *SHORT)
+    for name in ("metrics", "evals"):
+        assert (tmp_path / "run" / f"{name}.jsonl").read_bytes() == (runs["ipo_online"] / f"{name}.jsonl").read_bytes()
+    own = ["--model", start / "sft", "--judge", start / "proxy", "--golden", start / "golden", *data]
+    call("ipo_online.py", *own, "--out", tmp_path / "own", *SHORT)
+    last = read_jsonl(tmp_path / "own" / "evals.jsonl")[-1]
+    assert last["accuracy"] is last["chosen_logratio"] is last["rejected_logratio"] is None and 0 <= last["win_rate"] <= 1
+    page = ["--out", tmp_path / "page.html"]
+    assert "wrote" in call("tools/report.py", tmp_path / "run", tmp_path / "own", *page).stdout
+    assert call("-m", "paper", "frontier", tmp_path / "own", "--out", tmp_path / "picture").stdout.count("own") == 1
+    done = call("ipo_hybrid.py", "--start", start, *data, "--out", tmp_path / "hybrid", *SHORT, code=1)
+    assert "there must be columns chosen and rejected, there are prompt" in done.stderr
 
 
 @needs_shared

@@ -35,8 +35,8 @@ def write_rows(path, rows):
     return str(path)
 
 
-def load(path, tokenizer=None, on_bad_row="error", prompt=8, response=8):
-    return load_pairs(str(path), tokenizer or letter_tokenizer(), prompt, response, on_bad_row)
+def load(path, tokenizer=None, on_bad_row="error", prompt=8, response=8, **options):
+    return load_pairs(str(path), tokenizer or letter_tokenizer(), prompt, response, on_bad_row, **options)
 
 
 def test_strings_become_ids_and_only_a_finished_response_gets_an_end(tmp_path):
@@ -112,6 +112,31 @@ def test_a_bad_row_is_named_or_skipped_and_counted(reason, tmp_path, capsys):
     assert "1 of 4 rows left out" in capsys.readouterr().out
 
 
+def test_prompts_alone_are_read_where_no_responses_are_needed(tmp_path, capsys):
+    """The same ids as in pairs, strings or conversations; bad ones are named; what has one response is no such data."""
+    tokenizer = letter_tokenizer(letters="abcdefghu")
+    tokenizer.chat_template = TEMPLATE
+    strings = ["ab", "c", "abcdabcda"]
+    turns = [[{"role": "user", "content": text}] for text in strings]
+    for prompts, answers in ((strings, "ef"), (turns, [[{"role": "assistant", "content": text}] for text in "ef"])):
+        rows = [{"prompt": prompt} | dict(zip(("chosen", "rejected"), answers)) for prompt in prompts]
+        pairs = load(write_rows(tmp_path / "pairs.jsonl", rows), tokenizer, prompt=99)
+        path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+        with pytest.raises(SystemExit, match=r"row 0: there must be columns chosen and rejected, .* serve online"):
+            load(path, tokenizer)
+        with pytest.raises(SystemExit, match=r"row 2: the prompt has \d+ tokens, --max-prompt-tokens is 8 \(1 rows of 3"):
+            load(path, tokenizer, prompts_alone=True)
+        alone = load(path, tokenizer, "skip", prompts_alone=True)
+        assert "1 of 3 rows left out" in capsys.readouterr().out
+        assert alone == [{key: pair[key] for key in ("row", "text", "margin", "prompt")} for pair in pairs[:2]]
+        assert [pair["prompt"].messages for pair in alone] == [pair["prompt"].messages for pair in pairs[:2]]
+    for row, reason in (({"prompt": "z"}, "does not know"), ({"prompt": " "}, "prompt is blank"), ({"text": "a"}, "columns")):
+        with pytest.raises(SystemExit, match=f"row 0: .*{reason}"):
+            load(write_rows(tmp_path / "prompts.jsonl", [row]), prompts_alone=True)
+    with pytest.raises(SystemExit, match="row 0: there must be columns chosen and rejected"):
+        load(write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a", "chosen": "b"}]), prompts_alone=True)
+
+
 GOOD = '{"prompt": "ab", "chosen": "cd", "rejected": "e"}\n'
 UNREADABLE = {
     "is empty": b"",
@@ -171,18 +196,22 @@ NUMBERS = itertools.count()
 CELL = st.one_of(WORDS, st.none(), st.integers(), st.lists(WORDS, max_size=2), MESSAGES)
 
 
-@given(st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "chosen_finished"]), CELL))
+@given(
+    st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "chosen_finished"]), CELL),
+    st.sampled_from([("chosen", "rejected"), ()]),
+)
 @settings(max_examples=300, deadline=None)
-def test_any_row_is_either_three_texts_or_a_reason(row):
+def test_any_row_is_either_its_texts_or_a_reason(row, names):
     """Whatever the cells hold: strings that are not blank, or a ValueError of one line; never anything else."""
     tokenizer = letter_tokenizer()
     tokenizer.chat_template = TEMPLATE
     try:
-        prompt, chosen, rejected, _ = row_strings(row, tokenizer)
+        prompt, responses, _ = row_strings(row, tokenizer, names)
     except ValueError as reason:
         assert str(reason) and "\n" not in str(reason)
     else:
-        assert all(isinstance(text, str) and text.strip() for text in (prompt, chosen, rejected))
+        assert len(responses) == len(names)
+        assert all(isinstance(text, str) and text.strip() for text in (prompt, *responses))
 
 
 IDS = st.sampled_from(["prompt_ids", "chosen_ids", "rejected_ids", "margin"])
@@ -199,13 +228,14 @@ def test_any_file_is_either_pairs_or_one_line(tmp_path, rows):
     path, tokenizer = tmp_path / f"{next(NUMBERS)}.jsonl", letter_tokenizer()
     tokenizer.chat_template = TEMPLATE
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for on_bad_row in ("error", "skip"):
+    for on_bad_row, prompts_alone in itertools.product(("error", "skip"), (False, True)):
         try:
-            pairs = load_pairs(str(path), tokenizer, 8, 8, on_bad_row)
+            pairs = load(path, tokenizer, on_bad_row, prompts_alone=prompts_alone)
         except SystemExit as error:
             assert str(error).startswith(f"error: {path}: ") and "\n" not in str(error)
         else:
-            assert pairs and all(0 < len(p["prompt"]) <= 8 and 0 < len(p["chosen"]) <= 8 for p in pairs)
+            names = ("prompt", "chosen") if "chosen" in pairs[0] or not prompts_alone else ("prompt",)
+            assert pairs and all(0 < len(p[name]) <= 8 for p in pairs for name in names)
 
 
 def test_gzip_parquet_and_folders_are_read(tmp_path):

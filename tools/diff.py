@@ -57,6 +57,7 @@ REASONS = {
     "(1 - beta * h).clamp": "SLiC pushes h up with one force until it is 1 / beta, and then not at all.",
     "return -policy_chosen": "Best-of-2 makes the better response more likely; the other one and the reference play no part.",
     # ---- before the loop
+    "prompts_alone=True": "Online needs no responses in its data. The hybrid reads some, and so needs pairs.",
     "load_judge(args.judge": "The same proxy on both sides. Online learns from its labels; offline only reports its opinion.",
     "args.shuffle)": "Step t has the same prompts on both sides. Only what was collected beforehand has an order to keep.",
     "count = round(": "A share that leaves one part empty makes a sibling of the hybrid, so it is refused.",

@@ -262,7 +262,7 @@ def results(runs: list[Run], judge: str | None) -> list[list[str]]:
                 plus_minus(last, "kl", ".2f"),
                 *(plus_minus(last, key) for key in ("win_rate", "win_rate_heldout", "proxy_win_rate")),
                 "–" if rule is None else "{:.3f} ± {:.3f}".format(*mean_stderr(rule, [row["prompt"] for row in rows])),
-                f"{last['accuracy']:.3f}",
+                "–" if last["accuracy"] is None else f"{last['accuracy']:.3f}",
                 f"{last['response_length']:.1f}",
                 f"{best[judge]:.3f} at {best['kl']:.2f} nats" if best else "–",
             ]
