@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -30,16 +30,11 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from torch.utils.tensorboard import SummaryWriter
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-datasets.disable_progress_bars()
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
-datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported over the network
 
 DEFAULT_START = "starts/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
@@ -53,8 +48,18 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(f"error: {message}")
 
 
+def quiet() -> None:
+    """Let transformers and datasets say nothing: what is to be said is said in our own lines, and nothing over the network."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported
+
+
 def run_command(main, args) -> None:
     """main(args), where what no program can prevent ends in one line too: Ctrl-C, a full disk, too little memory."""
+    quiet()
     try:
         main(args)
     except SystemExit as end:
@@ -292,7 +297,7 @@ def choose_folder(args, script: str) -> Path:
     """
     if args.resume and args.out is None:
         fail("--resume needs --out, the folder of the run to go on with")
-    names = [args.out or f"runs/{Path(args.start or args.model).name}/{script}__{args.seed}__{int(time.time())}"]
+    names = [args.out or f"runs/{Path(args.start or args.model).name}/{script}__{args.seed}__{time.time():.2f}"]
     args.out = broadcast_object_list(names)[0] if processes() > 1 else names[0]
     out, begun = Path(args.out), Path(args.out, "args.json").exists()
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -337,8 +342,9 @@ def begin_run(args, out: Path, script: str) -> None:
         return
     claim(out)
     (out / "responses").mkdir(exist_ok=True)
-    command = {"args": ["git", "rev-parse", "HEAD"], "cwd": Path(__file__).parent, "capture_output": True, "text": True}
-    now = {"git_revision": shutil.which("git") and subprocess.run(**command).stdout.strip() or None}
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # whether files were edited since, too
+    told = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    now = {"git_revision": shutil.which("git") and subprocess.run(command, **told).stdout.strip() or None}
     now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     now |= {"threads": torch.get_num_threads(), "device": args.device, "processes": processes()}
     if (out / "args.json").exists():
@@ -355,8 +361,16 @@ def begin_run(args, out: Path, script: str) -> None:
 class Log:
     """log(name, row) appends a row to the run's NAME.jsonl and its numbers to TensorBoard; only the first process does."""
 
-    def __init__(self, out: Path, done: int):
+    def __init__(self, args, out: Path, done: int):
+        self.tracker = None
+        if args.track:
+            import wandb
+
+            one = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same run there
+            names = {"project": "tandem", "name": str(out), "id": one, "resume": "allow"}
+            self.tracker = wandb.init(**names, config=vars(args), sync_tensorboard=True)
         self.writer = SummaryWriter(str(out), purge_step=done + 1)
+        self.writer.add_text("args", "  \n".join(f"{name}: {value}" for name, value in vars(args).items()), done)
         self.files = {name: open(out / f"{name}.jsonl", "a", buffering=1) for name in LOGS}
 
     def __call__(self, name: str, row: dict) -> None:
@@ -366,16 +380,15 @@ class Log:
             if isinstance(value, (int, float)):
                 self.writer.add_scalar(f"{name}/{key}", value, done)
 
+    def close(self) -> None:
+        self.writer.close()
+        if self.tracker:
+            self.tracker.finish()  # not left to the end of Python, which several processes do not reach
+
 
 def open_log(args, out: Path, done: int):
     """The Log of a run that goes on after `done` steps, with --track Weights & Biases beside it."""
-    if rank():
-        return lambda name, row: None
-    if args.track:
-        import wandb
-
-        wandb.init(project="tandem", name=out.name, config=vars(args), sync_tensorboard=True)
-    return Log(out, done)
+    return Log(args, out, done) if not rank() else lambda name, row: None
 
 
 def save_responses(out: Path, step: int, rows: list[dict]) -> None:
@@ -419,7 +432,7 @@ def finish_run(out: Path, policy, tokenizer, log) -> None:
     save_policy(out / "policy", policy, tokenizer)
     if not rank():
         shutil.rmtree(out / "checkpoint")
-        log.writer.close()
+        log.close()
     print(f"wrote {out}")
 
 
@@ -535,6 +548,7 @@ def load_model(kind, source: str, what: str, device: str, tokens: int, new: bool
     transformers fills missing weights with random numbers, so that a judge without a score would judge by chance. With `new`
     the score, and nothing else, is to be new.
     """
+    transformers.AttentionInterface.register("sdpa", attention)
     options |= {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # never a pickle
     model, info = from_pretrained(kind, source, what, **options)
     missing = [key for key in sorted(info["missing_keys"]) if not new or key.startswith(f"{model.base_model_prefix}.")]
@@ -583,6 +597,7 @@ def load_policy(source: str, device: str, tokens: int):
     fsdp = parse_flag_from_env("ACCELERATE_USE_FSDP") and processes() > 1
     model = load_model(transformers.AutoModelForCausalLM, source, what, "cpu" if fsdp else device, tokens)
     check_vocabulary(source, model, tokenizer)
+    tokenizer.rows = model.get_input_embeddings().weight.shape[0]  # what may be sampled, padding of the vocabulary included
     if any("SequenceClassification" in name for name in model.config.architectures or []):
         fail(f"{source}: is a preference model, no {what}")
     ids = torch.tensor([[0, 0], [0, 1]], device=model.device)
@@ -599,19 +614,31 @@ def load_policy(source: str, device: str, tokens: int):
     return shard(model, device) if fsdp else model, tokenizer
 
 
+# What a layer keeps under "selective" gradient checkpointing: results that cost a product of matrices, or attention.
+PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+PRODUCTS += [
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
+    for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
+]
+
+
 @contextmanager
-def recomputing(model, enabled: bool):
-    """Within it, where enabled, a model's layers keep no activations and compute them again in the backward pass.
+def recomputing(model, checkpointing: str):
+    """Within it a model's layers keep less, and compute it again in the backward pass: the same numbers, to the bit.
+
+    "off": they keep all that the backward pass needs. "selective": only PRODUCTS, and nothing expensive is computed twice.
+    "full": nothing; each layer is computed again.
 
     transformers does that in training mode alone; so the layers are in training mode, and all dropout is off: its modules are
     in evaluation mode, and a layer that applies it itself, as OPT's does, finds a probability of 0 in itself and its config.
     """
-    layers = layers_of(model) if enabled else []
-    owners = [vars(owner) for owner in (model.config, *layers)] if enabled else []
+    layers = layers_of(model) if checkpointing != "off" else []
+    owners = [vars(owner) for owner in (model.config, *layers)] if layers else []
     dropouts = [(own, name, value) for own in owners for name, value in own.items() if "drop" in name]
     if layers:  # transformers renames it on the way to version 6
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        selective = {"context_fn": partial(create_selective_checkpoint_contexts, PRODUCTS)}
+        enable({"use_reentrant": False} | (selective if checkpointing == "selective" else {}))
     for layer in layers:
         layer.training = True
     for own, name, _ in dropouts:
@@ -627,13 +654,14 @@ def recomputing(model, enabled: bool):
 
 
 def load_rows(source: str, split: str = "train") -> list[dict]:
-    """The rows of a .json, .jsonl or .parquet file (also gzipped), of a folder of them, or of a Hub data set."""
+    """The rows of a .json, .jsonl or .parquet file (also gzipped, or one of a Hub data set's), a folder, or a Hub data set."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a start; name the pairs in it, {Path(source, 'd_golden')} or {Path(source, 'd_initial')}")
-    if not Path(source).exists() and any(ending in source for ending in (".json", ".parquet")):
+    is_file = Path(source).is_file() or "://" in source  # hf://datasets/OWNER/NAME/FILE
+    if not is_file and not Path(source).exists() and any(ending in source for ending in (".json", ".parquet")):
         fail(f"{source}: there is no such file")
     try:
-        if Path(source).is_file():
+        if is_file:
             kind = "parquet" if ".parquet" in Path(source).suffixes else "json"
             return datasets.load_dataset(kind, data_files=str(source), split="train").to_list()
         return datasets.load_dataset(str(source), split=split).to_list()
@@ -803,13 +831,13 @@ def load_pairs(
 
 def load_stream(source: str, rows: list[dict], tokenizer, max_prompt_tokens: int, max_response_tokens: int) -> list[dict]:
     """Preference pairs from a stream's ids; one that does not fit ends the program, since order and number are the point."""
-    pairs, vocabulary = [], len(tokenizer)
+    pairs, vocabulary = [], getattr(tokenizer, "rows", len(tokenizer))
     for number, row in enumerate(rows):
         parts = prompt, chosen, rejected = [row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")]
         if not all(isinstance(part, list) and part and all(type(i) is int and i >= 0 for i in part) for part in parts):
             fail(f"{source}: row {number}: prompt_ids, chosen_ids and rejected_ids must be lists of ids, none of them empty")
         if max(prompt + chosen + rejected) >= vocabulary:
-            fail(f"{source}: row {number}: has ids beyond the tokenizer's {vocabulary} tokens; it is another model's stream")
+            fail(f"{source}: row {number}: has ids beyond the model's {vocabulary} tokens; it is another model's stream")
         if len(prompt) > max_prompt_tokens or max(len(chosen), len(rejected)) > max_response_tokens:
             fail(f"{source}: row {number}: is longer than --max-prompt-tokens or --max-response-tokens; take those of its run")
         pair = {"prompt": Prompt(prompt), "chosen": chosen, "rejected": rejected}
@@ -870,9 +898,6 @@ def attention(module, query, key, value, attention_mask=None, **options):
         if not torch.is_autocast_enabled(kind):
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-
-
-transformers.AttentionInterface.register("sdpa", attention)
 
 
 class CastingLayer(StaticLayer):
@@ -1027,6 +1052,7 @@ def load_judge(source: str | None, policy_tokenizer, device: str, prompt: int, r
     check_vocabulary(source, model, tokenizer)
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab() and tokenizer.eos_token == policy_tokenizer.eos_token
     same &= tokenizer.chat_template in (None, policy_tokenizer.chat_template)
+    same &= getattr(policy_tokenizer, "rows", 0) <= model.get_input_embeddings().weight.shape[0]  # ids that mean no token
     return Judge(model, tokenizer, None if same else policy_tokenizer)
 
 
@@ -1108,11 +1134,11 @@ class Evaluation:
 
     prompts: list[list[int]]  # ids: prompts of the training data, then held-out ones
     texts: list[str]  # the same as strings
-    train: int  # so many of them are training prompts
+    train_count: int  # so many of them are training prompts
     opponent: str  # golden_policy, or sft where there is none
-    baseline: list[list[int]]  # the opponent's response to each prompt; the script samples those of sft
+    opponent_responses: list[list[int]]  # to each prompt; the script samples those of sft
     pairs: list[dict]  # P preference pairs for the accuracy as a classifier
-    reference: torch.Tensor | None = None  # (P, 2) log-probabilities by the reference, which never change
+    reference_logprobs: torch.Tensor | None = None  # (P, 2) of chosen and rejected, filled in by the script
 
 
 def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
@@ -1133,18 +1159,36 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
             print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")
         prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
         return Evaluation(prompts, texts, len(distinct), "sft", [], chosen_rows)
-    rows = load_rows(str(Path(args.baseline, "responses.jsonl")))
+    source = str(Path(args.baseline, "responses.jsonl"))
+    rows = load_rows(source)
     for number, row in enumerate(rows):
         if missing := [name for name in ("split", "prompt", "response", "finished") if row.get(name) is None]:
-            fail(f"{args.baseline}/responses.jsonl: row {number} has no {missing[0]}; see docs/yours.md, Another opponent")
+            fail(f"{source}: row {number} has no {missing[0]}; see docs/yours.md, Another opponent")
+        if row["split"] not in ("train", "test"):
+            fail(f"{source}: row {number}: its split is {row['split']}, it must be train or test")
     kinds = [[r for r in rows if r["split"] == split][: args.eval_prompts] for split in ("train", "test")]
+    if not kinds[0]:
+        fail(f"{source}: has no row of the split train, whose prompts the win rate and the KL are measured on")
     rows = kinds[0] + kinds[1]
     texts = [r["prompt"] for r in rows]
-    prompts, baseline, _ = encode(tokenizer, texts, [r["response"] for r in rows], [r["finished"] for r in rows])
+    prompts, responses, _ = encode(tokenizer, texts, [r["response"] for r in rows], [r["finished"] for r in rows])
+    if (longest := max(map(len, prompts))) > args.max_prompt_tokens:
+        fail(f"{source}: has a prompt of {longest} tokens, --max-prompt-tokens is {args.max_prompt_tokens}")
+    if cut := sum(len(y) > args.max_response_tokens for y in responses):
+        print(f"{source}: {cut} of {len(rows)} responses are longer than --max-response-tokens lets the policy write")
     prompts = [Prompt(ids) for ids in prompts]
     for prompt, row in zip(prompts, rows):
         prompt.messages = row.get("messages")
-    return Evaluation(prompts, texts, len(kinds[0]), "golden_policy", baseline, chosen_rows)
+    return Evaluation(prompts, texts, len(kinds[0]), "golden_policy", responses, chosen_rows)
+
+
+def summary(row: dict) -> str:
+    """A row of evals.jsonl in a line to be read as the run goes on."""
+    told = [f"step {row['step']}: KL {row['kl']:.2f} ± {row['kl_stderr']:.2f} nats"]
+    for name, title in (("win_rate", "win rate"), ("proxy_win_rate", "by the proxy")):
+        told += [f"{title} {row[name]:.3f} ± {row[f'{name}_stderr']:.3f}"] if row[name] is not None else []
+    told += [f"accuracy {row['accuracy']:.3f}"] if row["accuracy"] is not None else []
+    return ", ".join([*told, f"{row['response_length']:.1f} tokens a response"])
 
 
 def mean_stderr(values: torch.Tensor, clusters: list) -> tuple[float, float]:

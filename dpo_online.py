@@ -52,6 +52,7 @@ from common import (
     save_stream,
     share,
     sum_gradients,
+    summary,
     wins,
 )
 
@@ -62,23 +63,23 @@ CHUNK = 4096  # so many tokens have logits over the whole vocabulary at a time
 class Args:
     # ---- starting point
     start: str | None = None
-    """folder made by `python -m prepare` with all parts below (default, if none is named: starts/reviews, made if missing)"""
+    """folder made by `python -m prepare` with all parts below (where none is named: starts/reviews, made if missing)"""
     model: str | None = None
-    """the policy to start from, which stays the frozen reference: folder or Hub name (default: START/sft)"""
+    """the policy to start from, which stays the frozen reference: folder or Hub name (if not given: START/sft)"""
     dataset: str | None = None
-    """prompts, or pairs, whose prompts alone are trained on: file, folder or Hub name (default: START/d_golden)"""
+    """prompts, or pairs, whose prompts alone are trained on: file, folder or Hub name (if not given: START/d_golden)"""
     judge: str | None = None
-    """the preference model that labels the samples, called the proxy in the paper (default: START/proxy)"""
+    """the preference model that labels the samples, called the proxy in the paper (if not given: START/proxy)"""
     golden: str | None = None
-    """the preference model that stands for the human rater in win rates (default: START/golden)"""
+    """the preference model that stands for the human rater in win rates (if not given: START/golden)"""
     baseline: str | None = None
-    """folder with the golden policy's stored responses, the opponent in win rates (default: START/golden_policy)"""
+    """folder with the golden policy's stored responses, the opponent in win rates (if not given: START/golden_policy)"""
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row of the data that cannot be used ends the program or is left out and counted"""
 
     # ---- experiment
     out: str | None = None
-    """folder of this run (default: runs/<start>/<script>__<seed>__<time>)"""
+    """folder of this run (if not given: runs/<start>/<script>__<seed>__<time>)"""
     resume: bool = False
     """go on with the run in --out from its last checkpoint, kept at an evaluation"""
     seed: int = 1
@@ -94,7 +95,7 @@ class Args:
     batch_size: int = 32
     """preference pairs a step (paper: 32)"""
     learning_rate: float = 5e-4
-    """constant learning rate of AdamW, no weight decay (paper: 1e-5 for a 770M-parameter T5)"""
+    """constant learning rate of AdamW, no weight decay; for the embedded world's 115k parameters (paper: 1e-5 for 770M)"""
     beta: float = 1.0
     """strength of the pull towards the reference: the push on the log-ratio margin fades at 1 / beta nats (paper: not run)"""
     max_grad_norm: float = 0.0
@@ -102,9 +103,9 @@ class Args:
     sample_ahead: int = 1
     """batches that are sampled before the first of them is trained on; 1 = on-policy, --steps = all from the reference"""
     gradient_accumulation_steps: int = 2
-    """parts of a batch that are computed one after the other, pairs of like length together: less memory, less padding"""
-    gradient_checkpointing: bool = False
-    """keep no activations within a layer and compute them again in the backward pass: less memory, more time"""
+    """parts that --batch-size, the whole batch, is computed in, pairs of like length together: less memory, less padding"""
+    gradient_checkpointing: Literal["off", "selective", "full"] = "off"
+    """what a layer does not keep but computes again in the backward pass: all but products of matrices, or all; less memory"""
     compile: bool = False
     """compile the decoding step: a GPU samples faster, after a minute or so"""
     max_prompt_tokens: int = 16
@@ -143,18 +144,20 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, tokenizer) -
     prompts: N lists of ids. uniforms: (N, T) in [0, 1), one for each token that may be sampled, so that a response does
     not depend on its batch mates. Returns N lists of at most T ids; one that ended by itself has the end token as its last.
     """
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    which = torch.tensor([number[tuple(prompt)] for prompt in prompts], device=model.device)
-    ids, mask = pad(list(number), tokenizer, model.device, "left")  # each prompt is read once, though it is sampled twice
-    positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)  # left padding does not count
+    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    which = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=model.device)  # (N,) of D distinct prompts
+    ids, mask = pad(list(row_of), tokenizer, model.device, "left")  # (D, P): a prompt is read once, though it is sampled twice
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # left padding does not count
+    uniforms, eos = uniforms.to(model.device), tokenizer.eos_token_id
     out = model.base_model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
-    token = choose(model.get_output_embeddings()(out.last_hidden_state[which, -1]), uniforms[:, :1])
-    cache, mask, positions, eos = out.past_key_values, mask[which], positions[which, -1:], tokenizer.eos_token_id
+    token = choose(model.get_output_embeddings()(out.last_hidden_state[which, -1]), uniforms[:, :1])  # (N, 1), the first
+    cache, mask, positions = out.past_key_values, mask[which], positions[which, -1:]  # (N, P) and (N, 1) from here on
 
     if decoder := decoder_for(model, choose, uniforms.shape, ids.shape[1], cache):  # on a GPU: no Python between tokens
         tokens = decoder.write(cache, which, mask, uniforms, token, eos)
     else:  # a plain loop
-        rows, tokens = torch.arange(len(which), device=model.device), torch.full(uniforms.shape, -1, device=model.device)
+        rows = torch.arange(len(which), device=model.device)  # those that go on
+        tokens = torch.full(uniforms.shape, -1, device=model.device)  # (N, T), -1 where none was sampled
         tokens[:, :1] = token
         cache.batch_select_indices(which)
         for t in range(1, uniforms.shape[1]):
@@ -247,7 +250,7 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
     random = generator(args.seed, step, "evaluate")
     responses = sample_in_parts(sample, policy, prompts, args.max_response_tokens, random, tokenizer, width)
 
-    kls, count = [], min(args.kl_prompts, evaluation.train)
+    kls, count = [], min(args.kl_prompts, evaluation.train_count)
     own = share(count)
     for part in (own[i : i + width] for i in range(0, len(own), width)):
         batch = collate([prompts[i] for i in part], [responses[i] for i in part], tokenizer, args.device)
@@ -260,15 +263,15 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
         if judge is not None:
             own = share(len(prompts))
-            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.baseline))
+            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.opponent_responses))
             verdicts[name] = torch.tensor(gather(margin(judge, *texts, store_second=True).tolist(), len(prompts)))
-            for key, part in ((name, slice(evaluation.train)), (f"{name}_heldout", slice(evaluation.train, None))):
+            for key, part in ((name, slice(evaluation.train_count)), (f"{name}_heldout", slice(evaluation.train_count, None))):
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
 
     row |= {"accuracy": None, "chosen_logratio": None, "rejected_logratio": None}
     if evaluation.pairs:
-        ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference
+        ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference_logprobs
         row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
         row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
 
@@ -276,7 +279,7 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
     row["response_length"] = sum(map(len, responses)) / len(responses)
     row["finished"] = sum(finished) / len(responses)
     row["samples"] = [prompt + response for prompt, response in zip(evaluation.texts[:3], words)]
-    splits = ["train"] * evaluation.train + ["test"] * (len(prompts) - evaluation.train)
+    splits = ["train"] * evaluation.train_count + ["test"] * (len(prompts) - evaluation.train_count)
     columns = {"split": splits, "prompt": evaluation.texts, "response": words, "finished": finished}
     columns |= {f"{name}_margin": values.tolist() for name, values in verdicts.items()}
     return row, [dict(zip(columns, values)) for values in zip(*columns.values())]
@@ -294,13 +297,13 @@ def main(args: Args) -> None:
     if args.compile:
         policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
     golden = load_judge(args.golden, tokenizer, args.device, *limits)
-    proxy = load_judge(args.judge, tokenizer, args.device, *limits)
+    proxy = golden if args.judge == args.golden else load_judge(args.judge, tokenizer, args.device, *limits)
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
     evaluation = load_evaluation(args, tokenizer, pairs)
-    evaluation.reference = pair_logprobs(reference, evaluation.pairs, tokenizer, args.eval_batch_size)
-    if evaluation.opponent == "sft":
-        opponent = sample, policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent")
-        evaluation.baseline = sample_in_parts(*opponent, tokenizer, args.eval_batch_size)  # the policy is still SFT
+    evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, tokenizer, args.eval_batch_size)
+    if evaluation.opponent == "sft" and (golden or proxy):
+        asked = policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent"), tokenizer
+        evaluation.opponent_responses = sample_in_parts(sample, *asked, args.eval_batch_size)  # the policy is still SFT
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
     optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
@@ -312,6 +315,7 @@ def main(args: Args) -> None:
     def evaluate_and_save(step):
         row, responses = evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args)
         log("evals", row)
+        tqdm.write(summary(row))
         save_responses(out, step, responses)
         if args.save_policies:
             save_policy(out / "policies" / str(step), policy, tokenizer)
@@ -342,7 +346,7 @@ def main(args: Args) -> None:
 
         # ---- the gradient, a part of the batch at a time
         optimizer.zero_grad()
-        parts = []
+        results = []
         for part in by_length(prompts, chosen, rejected, args.gradient_accumulation_steps):
             both = [prompts[i] for i in part] * 2, [chosen[i] for i in part] + [rejected[i] for i in part]
             batch = collate(*both, tokenizer, args.device)
@@ -355,18 +359,19 @@ def main(args: Args) -> None:
             logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
             losses = preference_loss(*logprobs, args.beta)
             (losses.sum() / len(indices)).backward()
-            parts.append(torch.stack([losses, *logprobs]).detach())
+            results.append(torch.stack([losses, *logprobs]).detach())  # (5, b) of the part's b pairs
         sum_gradients(policy)  # of all processes, where there are several
-        losses, *logprobs = torch.stack(gather(list(torch.cat(parts, 1).T.cpu()), len(indices)), 1)
+        # (B,) each, in the order of the parts and not of the rows: only means are taken from them
+        losses, *logprobs = torch.stack(gather(list(torch.cat(results, 1).T.cpu()), len(indices)), 1)
         policy_chosen, policy_rejected, reference_chosen, reference_rejected = logprobs
         loss = losses.mean()
 
         # ---- one step of AdamW
         grad_norm = clip_gradients(policy, args.max_grad_norm or float("inf"))
         if not (loss.isfinite() and grad_norm.isfinite()):
-            rows = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
-            told = f"the loss is {loss.item()}, its gradient's norm {grad_norm.item()}"
-            fail(f"{rows}: {told}; lower --learning-rate, or clip with --max-grad-norm 1")
+            where = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
+            what = f"the loss is {loss.item()}, its gradient's norm {grad_norm.item()}"
+            fail(f"{where}: {what}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.step()
 
         # ---- what happened; step 0 is the first batch, before any update

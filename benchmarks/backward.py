@@ -4,10 +4,10 @@
     python benchmarks/backward.py --rows 16 --tokens 128 --precision fp32                             # what a CPU can do
     python benchmarks/backward.py --count --shape pythia-410m       # nothing but what a pass keeps, counted on the CPU
 
-Neither accumulated nor checkpointed; policy, reference and judge are resident. Naive means logits of all positions in fp32,
-as a model returns them, and one log-softmax. Both responses of a pair count as sequences; half of each is prompt. Every side
-is a process of its own, so that peak memory is its own: what CUDA allocated, or what the process occupied. The last line is
-JSON.
+Not accumulated, and not checkpointed unless a side says so; policy, reference and judge are resident. Naive means logits of
+all positions in fp32, as a model returns them, and one log-softmax. Both responses of a pair count as sequences; half of each
+is prompt. Every side is a process of its own, so that peak memory is its own: what CUDA allocated, or what the process
+occupied. The last line is JSON.
 """
 
 import json
@@ -25,12 +25,13 @@ from typing import Literal
 
 import torch
 import tyro
+from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Batch, pick_device  # noqa: E402
+from common import Batch, pick_device, recomputing  # noqa: E402
 from ipo_online import preference_loss, sequence_logprob  # noqa: E402
 
 
@@ -50,7 +51,7 @@ class Args:
     """passes, after one that is not counted"""
     device: str = "auto"
     """cpu, cuda ... (auto: cuda where there is one)"""
-    side: Literal["ours", "naive"] | None = None
+    side: Literal["ours", "ours, selective", "ours, full", "naive"] | None = None
     """measure this side alone, in this process"""
 
 
@@ -62,31 +63,31 @@ def config_of(shape: str):
     return LlamaConfig(vocab_size=49152, intermediate_size=1536, tie_word_embeddings=True, **sizes)
 
 
+def kept(args: Args, layers: int, tokens: int, checkpointing: str) -> int:
+    """Bytes that two sequences of `tokens` tokens keep between the forward and the backward pass."""
+    config = config_of(args.shape)
+    config.num_hidden_layers = layers
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(0, config.vocab_size, (2, tokens))
+    batch = Batch(ids, (torch.arange(tokens) >= tokens // 2).expand_as(ids))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
+    with MemTracker() as tracker, autocast, recomputing(model, checkpointing):
+        _held = sequence_logprob(model, batch)
+        return tracker.get_tracker_snapshot("current")[torch.device("cpu")]["Total"]
+
+
 def count(args: Args) -> None:
-    """Print how many bytes a layer keeps for a token until the backward pass, weights and their casts not counted."""
-    kept, tokens = [], 512
-    for layers in (1, 2):
-        config = config_of(args.shape)
-        config.num_hidden_layers = layers
-        model = AutoModelForCausalLM.from_config(config).eval()
-        ids = torch.randint(0, config.vocab_size, (2, tokens // 2))
-        batch = Batch(ids, (torch.arange(tokens // 2) >= tokens // 4).expand_as(ids))
-        weights = {tuple(sorted(p.shape)) for p in model.parameters()}
-        storages = {}
-
-        def keep(x, weights=weights, storages=storages):
-            if tuple(sorted(x.shape)) not in weights:
-                storages[x.untyped_storage().data_ptr()] = x.untyped_storage()  # held, so that no address comes twice
-            return x
-
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), autocast:
-            sequence_logprob(model, batch)
-        kept.append(sum(storage.nbytes() for storage in storages.values()))
-    each, layers = (kept[1] - kept[0]) / tokens, config_of(args.shape).num_hidden_layers
-    whole = each * layers * args.rows * args.tokens
-    print(f"{args.shape}, {args.precision}: {each / 1e3:.1f} kB a token and layer, {layers} layers; ", end="")
-    print(f"{args.rows} x {args.tokens} tokens keep {whole / 1e9:.1f} GB")
+    """Print how many bytes a layer keeps for a token until the backward pass; what does not grow with tokens cancels out."""
+    layers = config_of(args.shape).num_hidden_layers
+    for checkpointing in ("off", "selective", "full"):
+        (a, b), (c, d) = ([kept(args, n, tokens, checkpointing) for tokens in (128, 256)] for n in (1, 2))
+        each = (d - c - (b - a)) / 256
+        whole = each * layers * args.rows * args.tokens
+        print(
+            f"{args.shape}, {args.precision}, {checkpointing}: {each / 1e3:.1f} kB a token and layer, {layers} layers;",
+            end=" ",
+        )
+        print(f"{args.rows} x {args.tokens} tokens keep {whole / 1e9:.1f} GB")
 
 
 def naive(model, batch: Batch) -> torch.Tensor:
@@ -125,7 +126,8 @@ def measure(args: Args) -> dict:
     for _ in range(args.rounds + 1):
         begin = time.perf_counter()
         with autocast:
-            own = score(policy, batch).chunk(2)
+            with recomputing(policy, args.side.partition(", ")[2] or "off"):
+                own = score(policy, batch).chunk(2)
             with torch.no_grad():
                 fixed = score(reference, batch).chunk(2)
         preference_loss(*own, *fixed, 0.1).mean().backward()
@@ -153,7 +155,7 @@ def main(args: Args) -> None:
     if args.side:
         return print(json.dumps(measure(args)))
     results = {}
-    for side in ("ours", "naive"):
+    for side in ("ours", "ours, selective", "ours, full", "naive"):
         command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         if done.returncode:

@@ -44,12 +44,7 @@ from prepare.preference_model import Relabel, Train, relabel, train
 
 READING = ("device", "max_prompt_tokens", "max_response_tokens", "on_bad_row")  # what every stage takes
 TRAINING = (*READING, "precision", "batch_size")  # and every stage that trains
-UNCHECKED = (
-    "out",
-    "device",
-    "on_bad_row",
-    "eval_batch_size",
-)  # a start that was begun may be moved, and gone on with differently in these
+UNCHECKED = ("out", "device", "on_bad_row", "eval_batch_size")  # may be others when a start that was begun is gone on with
 
 
 @dataclass
@@ -180,19 +175,18 @@ def main(args: Args) -> None:
 
     model = args.model or f"{out}/untrained"
     golden_model = args.golden_model or (f"{out}/untrained_golden" if embedded else args.model)
+    d_initial, sft_model, golden, d_golden, proxy = (f"{out}/{x}" for x in ("d_initial", "sft", "golden", "d_golden", "proxy"))
     reading = {name: getattr(args, name) for name in READING}
     training = {name: getattr(args, name) for name in TRAINING}
+    fitting = {"steps": args.sft_steps, "learning_rate": args.sft_learning_rate, **training}
     judging = {"form": args.form, "learning_rate": args.preference_learning_rate, **training}
-    initial, golden, relabelled = f"{out}/d_initial", f"{out}/golden", f"{out}/d_golden"
-    writing = {"seed": args.seed, "steps": args.sft_steps, "learning_rate": args.sft_learning_rate, **training}
-    rating, copying = {"seed": args.seed + 1000, "steps": args.golden_steps}, {"seed": args.seed, "steps": args.proxy_steps}
     world = reviews.main, reviews.Args(args.out, args.seed, args.pairs)
     stages = {
         "d_initial": world if embedded else (split_by_prompt, args),
-        "sft": (sft.main, sft.Args(model, initial, f"{out}/sft", **writing)),
-        "golden": (train, Train(golden_model, initial, golden, **rating, **judging)),
-        "d_golden": (relabel, Relabel(golden, initial, relabelled, **reading)),
-        "proxy": (train, Train(f"{out}/sft", relabelled, f"{out}/proxy", **copying, **judging)),
+        "sft": (sft.main, sft.Args(model, d_initial, sft_model, args.seed, **fitting)),
+        "golden": (train, Train(golden_model, d_initial, golden, seed=args.seed + 1000, steps=args.golden_steps, **judging)),
+        "d_golden": (relabel, Relabel(golden, d_initial, d_golden, **reading)),
+        "proxy": (train, Train(sft_model, d_golden, proxy, seed=args.seed, steps=args.proxy_steps, **judging)),
         "golden_policy": (make_golden_policy, args),
     }
     inside = {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()

@@ -70,15 +70,15 @@ def main(args: Args) -> None:
     rows = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
     prompts = [row["prompt"] for row in rows][: args.pairs]
     with finished_folder(Path(args.out)) as folder:
-        told = prompts, limits[1]
+        asked = prompts, limits[1]
         first, second = (
-            sample_in_parts(sample, policy, *told, generator(args.seed, side, "pairs"), tokenizer, args.batch_size)
+            sample_in_parts(sample, policy, *asked, generator(args.seed, side, "pairs"), tokenizer, args.batch_size)
             for side, (policy, _) in enumerate([loaded[0], loaded[-1]])
         )
         margins = margin(judge, prompts, first, second).tolist()
         chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
         rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
-        save_stream(folder, list(zip(prompts, chosen, rejected, map(abs, margins))))
+        save_stream(folder, list(zip(prompts, chosen, rejected, margins)))
     wins = sum(m > 0 for m in margins) / len(margins)
     print(f"{args.out}: {len(margins)} pairs, the first response preferred in {wins:.1%}, ties {margins.count(0.0)}")
 

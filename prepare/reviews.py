@@ -51,7 +51,7 @@ KIND_OF = {item: kind for kind, (items, *_) in KINDS.items() for item in items}
 CONTENT = {word: kind for kind, (_, *lists) in KINDS.items() for words in lists for word in words}
 ADJECTIVES = {word for _, _, *lists in KINDS.values() for words in lists for word in words}
 PLAIN = ["The", "It", "was", "and", "I", "loved", "hated", "it", "in"]
-MOST_WORDS = 32  # a longer review is cut there and has no end
+MOST_WORDS = 32  # a review of so many words or more is cut there and has no end
 
 
 def all_prompts() -> list[str]:

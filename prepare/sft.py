@@ -4,7 +4,9 @@ The paper trains one such model on chosen and rejected responses alike: it is to
 (Tang et al. 2024, Section 4). With --steps 0 the model is its own SFT and is copied as it is.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,7 +25,7 @@ from common import (
     pick_device,
     run_command,
 )
-from ipo_offline import sequence_logprob
+from ipo_offline import pair_logprobs, sequence_logprob
 
 
 @dataclass
@@ -54,11 +56,21 @@ class Args:
     """whether a row that cannot be used ends the program or is left out and counted"""
 
 
+def nats_per_token(model, pairs: list[dict], tokenizer) -> float:
+    """Mean negative log-probability of the tokens of both responses: too few steps show in it, and overfitting does."""
+    tokens = sum(len(pair["chosen"]) + len(pair["rejected"]) for pair in pairs)
+    return -pair_logprobs(model, pairs, tokenizer, 64).sum().item() / tokens
+
+
 def main(args: Args) -> None:
     check_ranges(args, zero=("seed", "steps"))
     device = pick_device(args.device)
     model, tokenizer = load_policy(args.model, device, args.max_prompt_tokens + args.max_response_tokens)
-    pairs = load_pairs(args.dataset, tokenizer, args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row)
+    limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
+    pairs = load_pairs(args.dataset, tokenizer, *limits)
+    splits = {"train": pairs}
+    if Path(args.dataset, "test.jsonl").is_file():
+        splits["test"] = load_pairs(args.dataset, tokenizer, *limits, split="test")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
@@ -82,8 +94,11 @@ def main(args: Args) -> None:
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=loss, refresh=False)
+        nats = {split: nats_per_token(model, rows[:512], tokenizer) for split, rows in splits.items()}
+        (folder / "nats_per_token.json").write_text(json.dumps(nats) + "\n")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    print(f"{args.out}: " + ", ".join(f"{name} {value:.3f}" for name, value in nats.items()) + " nats a token of a response")
 
 
 if __name__ == "__main__":

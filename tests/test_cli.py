@@ -416,7 +416,97 @@ def test_evaluation_prompts_come_from_the_start_whatever_the_training_data(start
     other = load_evaluation(args, tokenizer, load_pairs(args.dataset, tokenizer, 16, 33, "error"))
     args.dataset = str(start / "d_golden")
     assert load_evaluation(args, tokenizer, load_pairs(args.dataset, tokenizer, 16, 33, "error")) == other
-    assert len(other.pairs) == 8 and other.train == 8 and len(other.prompts) == len(other.baseline) == 16
+    assert len(other.pairs) == 8 and other.train_count == 8 and len(other.prompts) == len(other.opponent_responses) == 16
+
+
+OPPONENTS = [
+    ({"split": "validation"}, 1, "row 1: its split is validation, it must be train or test"),
+    ({"split": "test"}, 99, "has no row of the split train, whose prompts the win rate and the KL are measured on"),
+    ({"prompt": "Camera in May, screen and sound: " * 3}, 1, r"has a prompt of \d+ tokens, --max-prompt-tokens is 16"),
+    ({"finished": None}, 1, "row 1 has no finished"),
+]
+
+
+@pytest.mark.parametrize("change, rows, message", OPPONENTS, ids=lambda value: str(value))
+def test_an_opponent_that_cannot_be_used_is_named(change, rows, message, start, tmp_path):
+    """Of the stored responses in win rates nothing is left out or cut silently either."""
+    stored = read_jsonl(start / "golden_policy" / "responses.jsonl")[:4]
+    stored = [row | (change if 1 <= i <= rows or rows == 99 else {}) for i, row in enumerate(stored)]
+    (tmp_path / "responses.jsonl").write_text("\n".join(map(json.dumps, stored)))
+    args = ipo_online.Args(start=str(start), baseline=str(tmp_path), dataset=str(start / "d_golden"))
+    tokenizer = load_tokenizer(str(start / "sft"))
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}/responses.jsonl: {message}"):
+        load_evaluation(args, tokenizer, load_pairs(args.dataset, tokenizer, 16, 33, "error"))
+
+
+def test_an_opponent_that_may_write_more_is_said(start, tmp_path, capsys):
+    args = ipo_online.Args(start=str(start), baseline=str(start / "golden_policy"), dataset=str(start / "d_golden"))
+    tokenizer = load_tokenizer(str(start / "sft"))
+    pairs = load_pairs(args.dataset, tokenizer, 16, 33, "error")
+    lengths = [len(response) for response in load_evaluation(args, tokenizer, pairs).opponent_responses]
+    args.max_response_tokens, args.on_bad_row = sorted(lengths)[len(lengths) // 2], "skip"
+    longer = sum(length > args.max_response_tokens for length in lengths)
+    load_evaluation(args, tokenizer, pairs)
+    told = f"responses.jsonl: {longer} of {len(lengths)} responses are longer than --max-response-tokens lets the policy write"
+    assert longer and told in capsys.readouterr().out
+
+
+def test_a_run_says_what_its_evaluations_found(start, tmp_path):
+    """A line for each, with standard errors; what nobody judges is left out, and no opponent is sampled for it."""
+    done = call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *SHORT)
+    told = [line for line in done.stdout.splitlines() if line.startswith("step ")]
+    for line, row in zip(told, read_jsonl(tmp_path / "run" / "evals.jsonl"), strict=True):
+        number = {name: f"{row[name]:.3f} ± {row[name + '_stderr']:.3f}" for name in ("win_rate", "proxy_win_rate")}
+        told = f"step {row['step']}: KL {row['kl']:.2f} ± {row['kl_stderr']:.2f} nats, win rate {number['win_rate']}, "
+        told += f"by the proxy {number['proxy_win_rate']}, accuracy {row['accuracy']:.3f}, "
+        assert line == told + f"{row['response_length']:.1f} tokens a response"
+    own = ["--model", start / "sft", "--dataset", start / "d_golden"]
+    done = call("ipo_offline.py", *own, "--out", tmp_path / "own", *SHORT)
+    assert "step 3: KL" in done.stdout and "win rate" not in done.stdout and "by the proxy" not in done.stdout
+
+
+def test_a_run_says_whether_the_code_was_edited(tmp_path, monkeypatch):
+    """args.json has the revision; with `-dirty` where a file is not as it was committed."""
+    (tmp_path / "code").mkdir()
+    shutil.copy(REPO / "common.py", tmp_path / "code")
+    git = ["git", "-C", tmp_path / "code", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(common, "__file__", str(tmp_path / "code" / "common.py"))
+    common.begin_run(ipo_online.Args(device="cpu"), tmp_path / "clean", "ipo_online")
+    (tmp_path / "code" / "common.py").write_text("# edited")
+    common.begin_run(ipo_online.Args(device="cpu"), tmp_path / "edited", "ipo_online")
+    clean, edited = (json.loads((tmp_path / run / "args.json").read_text())["git_revision"] for run in ("clean", "edited"))
+    assert re.fullmatch("[0-9a-f]{40}", clean) and edited == f"{clean}-dirty"
+
+
+def test_importing_a_script_changes_nothing_else():
+    """Whoever takes a function from a script keeps transformers' attention and its messages as they are."""
+    lines = "import transformers; from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as known"
+    state = "(known['sdpa'], transformers.utils.logging.get_verbosity())"
+    call_apart("-c", f"{lines}; before = {state}; import ipo_online; assert {state} == before")
+
+
+WANDB = """import json, os
+class Run:
+    def finish(self): open(os.environ["TOLD"], "a").write('"finished"\\n')
+def init(**names):
+    open(os.environ["TOLD"], "a").write(json.dumps(names) + "\\n")
+    return Run()
+"""
+
+
+def test_tracking_ends_with_the_run_and_goes_on_with_it(start, tmp_path):
+    """A stand-in for wandb: one id for a run whenever it goes on, and an end that a launcher does not swallow."""
+    (tmp_path / "wandb.py").write_text(WANDB)
+    places = {"PYTHONPATH": str(tmp_path), "TOLD": str(tmp_path / "told")}
+    command = ["ipo_offline.py", "--start", start, "--out", tmp_path / "run", *SHORT, "--device", "cpu", "--track", "--resume"]
+    call_apart("-m", "torch.distributed.run", "--nproc-per-node", 2, "--", *command, **places)
+    shutil.rmtree(tmp_path / "run" / "policy")
+    call_apart(*command, **places)
+    began, finished, again, finished_again = map(json.loads, (tmp_path / "told").read_text().splitlines())
+    assert finished == finished_again == "finished" and began["id"] == again["id"] and began["resume"] == "allow"
+    assert began["name"] == str(tmp_path / "run") and began["config"]["steps"] == 3 and began["sync_tensorboard"]
 
 
 def test_an_online_script_needs_prompts_alone(start, runs, tmp_path):

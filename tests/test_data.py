@@ -238,6 +238,18 @@ def test_any_file_is_either_pairs_or_one_line(tmp_path, rows):
             assert pairs and all(0 < len(p[name]) <= 8 for p in pairs for name in names)
 
 
+def test_a_file_of_a_hub_data_set_is_asked_for_by_its_address(monkeypatch):
+    """hf://datasets/OWNER/NAME/FILE is handed to datasets as a file of its kind, whether or not such a path exists here."""
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *told, **options: asked.append((told, options)) or datasets.Dataset)
+    monkeypatch.setattr(datasets.Dataset, "to_list", staticmethod(lambda: []))
+    for name, kind in (("helpful-base/train.jsonl.gz", "json"), ("data/train_prefs-*.parquet", "parquet")):
+        assert load_rows(f"hf://datasets/someone/pairs/{name}") == []
+        assert asked.pop() == ((kind,), {"data_files": f"hf://datasets/someone/pairs/{name}", "split": "train"})
+
+
 def test_gzip_parquet_and_folders_are_read(tmp_path):
     import datasets
 

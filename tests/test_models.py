@@ -20,6 +20,8 @@ from transformers import (
     Lfm2ForCausalLM,
 )
 
+import ipo_offline
+import ipo_online
 from common import encode, load_judge, load_policy, load_tokenizer, pick_device, score
 from tests.conftest import REPO, SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 
@@ -63,12 +65,12 @@ def test_every_script_on_every_family(script, letters, family):
 
 @pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
 def test_parts_and_recomputing_leave_the_trajectory_as_it_is(script, letters, family, monkeypatch):
-    """A batch in one part, in four, or in three with gradient checkpointing: 20 steps in float64, to 1e-9 relative."""
+    """A batch in one part, in four, or in some with gradient checkpointing: 20 steps in float64, to 1e-9 relative."""
     module, folder, seen = importlib.import_module(script), str(letters), []
     monkeypatch.setattr(module, "load_policy", lambda *told: (load_policy(*told)[0].double(), load_policy(*told)[1]))
     roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/judge"}
     roles |= {"judge": f"{folder}/judge"} if not script.endswith("offline") else {}
-    for parts, checkpointing in ((1, False), (4, False), (3, True)):
+    for parts, checkpointing in ((1, "off"), (4, "off"), (2, "selective"), (3, "full")):
         options = {
             "gradient_accumulation_steps": parts,
             "gradient_checkpointing": checkpointing,
@@ -137,6 +139,33 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
         file.unlink()
     with pytest.raises(SystemExit, match=f"^error: {tmp_path}/judge: no tokenizer can be loaded from it"):
         load_judge(str(tmp_path / "judge"), tokenizer, "cpu", 8, 8)
+
+
+def test_a_vocabulary_padded_for_speed_is_sampled_judged_and_read_back(tmp_path):
+    """A policy with more embeddings than tokens samples ids that mean none: a judge reads the text, a stream has them."""
+    tokenizer = letter_tokenizer()
+    models = {"model": tiny_model(dtype=torch.float32, vocab_size=64), "small": tiny_model(dtype=torch.float32)}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small", num_labels=1)
+    judge.save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+    roles = {"model": f"{tmp_path}/model", "golden": f"{tmp_path}/judge"}
+    online = {
+        "dataset": f"{tmp_path}/pairs.jsonl",
+        "judge": f"{tmp_path}/judge",
+        "out": f"{tmp_path}/online",
+        "save_stream": True,
+    }
+    ipo_online.main(ipo_online.Args(**roles, **online, **SIZES, **LIMITS))
+    stream = read_jsonl(tmp_path / "online" / "stream" / "train.jsonl")
+    assert any(max(row["chosen_ids"]) >= len(tokenizer) for row in stream)
+    offline = {"dataset": f"{tmp_path}/online/stream", "out": f"{tmp_path}/offline", "shuffle": "none"}
+    ipo_offline.main(ipo_offline.Args(**roles, **offline, **SIZES, **LIMITS))
+    metrics = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("online", "offline")]
+    assert metrics[0] == metrics[1]
 
 
 class Trap:

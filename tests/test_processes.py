@@ -44,8 +44,12 @@ def alone(start, tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
 def test_two_processes_compute_what_one_computes(script, kind, start, alone, tmp_path):
-    """float64: losses to 1e-9 over 20 steps, the sampled texts to the letter, every evaluation, the final weights."""
+    """float64: losses to 1e-9 over 20 steps, the sampled texts to the letter, every evaluation, the final weights.
+
+    The two compute layers again in the backward pass, the one does not.
+    """
     command = ["tests/in_double.py", script, "--start", start, *SIZES, "--device", "cpu", "--out", tmp_path / "run"]
+    command += ["--gradient-checkpointing", {"ipo_offline": "selective", "ipo_online": "full"}[script]]
     done = call_apart(*launch(kind), *command)
     assert done.stdout.count(f"wrote {tmp_path}/run") == 1
     one, two = alone / script, tmp_path / "run"

@@ -117,7 +117,7 @@ def test_text_would_not_give_back_the_ids(tmp_path):
 def test_a_stream_of_another_model_is_refused(tmp_path):
     row = {"prompt_ids": [2], "chosen_ids": [3, 11], "rejected_ids": [4], "margin": 0.0}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
-    with pytest.raises(SystemExit, match="row 0: has ids beyond the tokenizer's 10 tokens; it is another model's stream"):
+    with pytest.raises(SystemExit, match="row 0: has ids beyond the model's 10 tokens; it is another model's stream"):
         load_pairs(str(tmp_path), letter_tokenizer(), 8, 8, "error")
     (tmp_path / "train.jsonl").write_text(json.dumps(row | {"chosen_ids": [3]}) + "\n" + json.dumps({"prompt": "a"}))
     with pytest.raises(SystemExit, match="row 1: prompt_ids, chosen_ids and rejected_ids must be lists of ids"):

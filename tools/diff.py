@@ -30,8 +30,8 @@ from tools import page, write_page  # noqa: E402
 PAIRS = [(f"{loss}_offline", f"{loss}_online") for loss in ("ipo", "dpo", "slic", "bo2")]
 PAIRS += [("ipo_online", other) for other in ("dpo_online", "slic_online", "bo2_online", "ipo_hybrid")]
 
-# Why two scripts differ, each reason by a piece of text that stands in the difference. What differs in the scripts of this
-# repository and has no reason here fails a test.
+# Why two scripts differ, each reason by a piece of text that stands in the difference, in a line of this repository's scripts:
+# of what a reader has written nothing is known. What differs in these scripts and has no reason here fails a test.
 REASONS = {
     # ---- the top
     ": learn from pairs": "The first line says which loss it is, and where its pairs come from.",
@@ -137,7 +137,7 @@ def align(left: list[str], right: list[str]) -> list[tuple[int | None, int | Non
 
 def compare(left: list[str], right: list[str], context: int) -> list[Section]:
     """Both files from top to bottom."""
-    sections = []
+    sections, known = [], {line for script in set(sum(PAIRS, ())) for line in read_lines(str(REPO / f"{script}.py"))}
     opcodes = SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
     for n, (tag, i1, i2, j1, j2) in enumerate(opcodes):
         if tag == "equal":
@@ -151,7 +151,7 @@ def compare(left: list[str], right: list[str], context: int) -> list[Section]:
             rows = [
                 (None if i is None else i + i1, None if j is None else j + j1) for i, j in align(left[i1:i2], right[j1:j2])
             ]
-            text = "\n".join(left[i1:i2] + right[j1:j2])
+            text = "\n".join(line for line in left[i1:i2] + right[j1:j2] if line in known)
             sections.append(Section("change", rows, [why for piece, why in REASONS.items() if piece in text]))
     return [section for section in sections if section.rows]
 
