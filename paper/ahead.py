@@ -8,7 +8,7 @@ The paper expects that some staleness is tolerated, and asks whether one can hav
 classification.
 """
 
-from paper.compare import Effect, Report, compared, draw, group_table
+from paper.compare import Effect, Report, by_judges, compared, draw, group_table
 from paper.curves import offline_default
 from paper.fig1 import online_run, whole, with_beginnings
 from paper.jobs import Job, World, run_of
@@ -39,7 +39,8 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
     draw(f"From online to offline, {len(seeds)} seeds", groups, out)
     effects = []
     for name in list(kinds)[1:5]:
-        effects += compared("ahead", groups, "online", name, sign=0)
+        for by, same in by_judges(groups):
+            effects += compared("ahead", same, "online", name, f"online ahead of {name}{by}", sign=0)
     accuracy = {name: {s: curves[0].evals[-1]["accuracy"] for s, curves in group.items()} for name, group in groups.items()}
     mixed = accuracy["half read from D_golden (hybrid)"]
     for name in ("online", "offline on D_golden"):

@@ -122,6 +122,16 @@ def ahead_at_peak(first: list[Curve], second: list[Curve]) -> torch.Tensor:
     return peak(first)[0] - peak(second)[0]
 
 
+def ahead_within(first: list[Curve], second: list[Curve], levels=NATS) -> torch.Tensor:
+    """(J, P) how far the first curves are ahead with KL as a budget: each side at the best of its evaluations with at most so
+    many nats, the mean over those levels. SFT itself, at 0 nats, is one of them, so that every curve has some."""
+
+    def best(side: list[Curve], nats: float) -> torch.Tensor:
+        return peak([c.at({step for step, kl in zip(c.steps, c.kl) if kl <= nats}) for c in side])[0]
+
+    return torch.stack([best(first, nats) - best(second, nats) for nats in levels]).mean(0)
+
+
 # -------------------------------------------------------------------------------------------------------------- statistics
 
 
@@ -190,6 +200,22 @@ def compared(experiment: str, groups: Groups, first: str, second: str, told: str
 def judged(groups: Groups, first: int) -> Groups:
     """The same curves with another judge, who chooses and is reported."""
     return {n: {s: [c.judged_by(first) for c in curves] for s, curves in by_seed.items()} for n, by_seed in groups.items()}
+
+
+def by_judges(groups: Groups) -> list[tuple[str, Groups]]:
+    """What each judge says: (words behind a claim, none for golden's verdict; the groups with this judge as the first)."""
+    return [(f", by the {judge}" * bool(i), judged(groups, i)) for i, judge in enumerate(judges_of(groups))]
+
+
+def on_held_out(groups: Groups) -> Groups:
+    """Golden's win rates in place of single verdicts, two a judge: on training prompts, by which everything is chosen, and on
+    held-out ones; of a difference between two sides the second number counts."""
+
+    def rates(curve: Curve) -> Curve:
+        wins = [[[row["win_rate"], row["win_rate_heldout"]]] for row in curve.evals]
+        return replace(curve, wins=torch.tensor(wins, dtype=torch.float64), judges=curve.judges[:1])
+
+    return {name: {seed: list(map(rates, curves)) for seed, curves in by_seed.items()} for name, by_seed in groups.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------- reports

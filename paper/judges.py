@@ -1,9 +1,9 @@
 """Beyond the paper: when does the order flip? Proxies and golden models of different quality.
 
-First golden stays, and the proxy learns from 1,000 or 4,000 of D_golden's pairs instead of all: offline is the same, online
-asks another judge. Then golden is worse or better trained (50 and 1,600 steps instead of 400), and everything behind it is
-made anew in the same way: D_golden's labels, the proxy, the golden policy. Beside the gap stands the proxy's accuracy, by
-golden, on the last fifth of the pairs that the online run sampled.
+First golden stays, and the proxy learns from 1,000 or 4,000 of D_golden's pairs, again and again, instead of the 16,000 that
+its steps take: offline is the same, online asks another judge. Then golden is worse or better trained (50 and 1,600 steps
+instead of 400), and everything behind it is made anew in the same way: D_golden's labels, the proxy, the golden policy. Beside
+the gap stands the proxy's accuracy, by golden, on the last fifth of the pairs that the online run sampled.
 
 The question (measurements before this project saw the order flip with a weak judge): is that accuracy the cause?
 """
@@ -30,7 +30,7 @@ def triples(world: World, seed: int) -> dict[str, tuple[Job, Job, Job]]:
     """{judges: (the online run, the offline run, the online run's pairs classified)}."""
     start = world.start(seed)
     offline = offline_default(start)
-    made = {"all 24,000 pairs, golden 400 steps": (online_run(start), offline, classified(world, seed))}
+    made = {"16,000 of 24,000 pairs, golden 400 steps": (online_run(start), offline, classified(world, seed))}
     for pairs in PAIRS:
         judge = {"judge": Part(proxy(world, seed, pairs))}
         online = run_of(start, "ipo_online", f"ipo_online__proxy={pairs}", save_stream=True, **judge)

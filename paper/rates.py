@@ -55,6 +55,6 @@ ON_STORIES = """
 At the default rate the two sides are level, at equal KL and at the peak. Slowly, both win more at the same distance, offline
 by 0.065 to 0.090 and online by 0.004 to 0.065, in one seed hardly; of the two slow runs offline's is ahead by about 0.02 in
 every seed. With both rates online is at 1 nat 0.03 behind offline's sweep, with one 0.07; slow online hardly gets to 2 nats.
-Over all levels offline's lead falls from 0.05 to 0.03, at the peak it stays 0.03, all undecided. So the learning rate is a
-part of why online is not ahead at equal KL here, and not at the peak.
+Over all levels offline's lead falls from 0.05 to 0.03, at the peak it stays 0.03, all undecided. So the learning rate may be
+a part of why online is not ahead at equal KL here, which three seeds do not decide, and not at the peak.
 """

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from paper import __main__ as paper
 from paper import again, ahead, betas, compare, fig1, fig4, fig8, fig9, fig12, fig13, grid, jobs, judges, longer, rates, sizes
-from paper.compare import Curve, Effect, ahead_at_kl, at_kl, best_of, compared, join, load_curve, peak
+from paper.compare import Curve, Effect, ahead_at_kl, ahead_within, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS, effect_table
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
 from tests.conftest import MINIATURE, REPO, SCRIPTS, call, read_jsonl
@@ -85,6 +85,41 @@ def test_sides_are_compared_where_both_are():
     assert at_equal_kl.seeds == at_peak.seeds == (1, 2, 3)  # the third has no value, which is said
     assert at_equal_kl.values == pytest.approx({1: 0.2, 2: (0.2 + 0.4) / 2 - 0}) and at_equal_kl.errors == {1: 0, 2: 0}
     assert at_peak.values == pytest.approx({1: 0.6 - 0.1, 2: 0.6})
+
+
+def test_with_kl_as_a_budget_each_side_has_what_it_can_afford():
+    """At most 1, 2, 3 and 4 nats: 0.2, 0.4, 0.4, 0.6 against 0.5 at once, and SFT's 0 where nothing else is within reach."""
+    online = [curve([0, 1, 2, 4], [[0, 0], [0.2, 0.2], [0.4, 0.4], [0.6, 0.6]])]
+    offline = [curve([0, 0.5], [[0, 0], [0.1, 0.1]]), curve([0, 1], [[0, 0], [0.5, 0.5]])]
+    each = [golden(ahead_within(online, offline, (nats,))) for nats in (1, 2, 3, 4)]
+    assert each == [pytest.approx([value] * 2) for value in (-0.3, -0.1, -0.1, 0.1)]
+    assert golden(ahead_within(online, offline)) == pytest.approx([-0.1, -0.1])
+    assert golden(ahead_within(online, [curve([0, 9], [[0, 0], [1, 1]])], (1,))) == pytest.approx([0.2, 0.2])
+
+
+def test_every_judge_speaks_and_held_out_prompts_do_not_choose():
+    c = curve([0, 1, 2], [[0, 0], [0.6, 0.6], [0.4, 0.4]])
+    for row, train, unseen in zip(c.evals, (0.0, 0.6, 0.4), (0.0, 0.3, 0.9)):
+        row["win_rate"], row["win_rate_heldout"] = train, unseen
+    groups = {"a": {1: [c]}}
+    (mine, first), (by, second) = compare.by_judges(groups)
+    assert (mine, by) == ("", ", by the rule") and first["a"][1][0].judges == ["golden", "rule"]
+    assert second["a"][1][0].judges == ["rule", "golden"] and torch.equal(second["a"][1][0].wins[:, 0], c.wins[:, 1])
+    values, kl = peak(compare.on_held_out(groups)["a"][1])
+    assert values[0, 1] == 0.3  # not the 0.9 of the evaluation that training prompts do not prefer
+
+
+def test_a_stream_is_turned(tmp_path):
+    """The rejected response takes the chosen one's place; with both, neither is preferred."""
+    (tmp_path / "stream").mkdir()
+    row = {"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4, 1], "margin": 0.5}
+    other = {"prompt_ids": [2], "chosen_ids": [4, 1], "rejected_ids": [3], "margin": 0.5}
+    (tmp_path / "stream" / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (row, other, row)))
+    for which, expected in (("rejected", [other, row, other]), ("both", [row, other, other, row, row, other])):
+        call("-m", "paper.turned", "--stream", tmp_path / "stream", "--which", which, "--out", tmp_path / which)
+        assert read_jsonl(tmp_path / which / "stream" / "train.jsonl") == expected
+    done = call("-m", "paper.turned", "--stream", tmp_path, "--which", "both", "--out", tmp_path / "no", code=1)
+    assert "has no train.jsonl; name the folder stream/ of a run with --save-stream" in done.stderr
 
 
 def test_an_interval_is_students():
@@ -214,7 +249,8 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     for name, experiment in EXPERIMENTS.items():
         assert f"## {experiment.__doc__.splitlines()[0].rstrip('.')}" in page and f"python -m paper {name}  " in page
     assert "the stream gives the online run's metrics, to the bit, in 1 of 1 seeds." in page
-    assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 2  # judges has none, curves one for each loss
+    # judges has no picture, curves one for each loss, and longer two more
+    assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 4
     online = fig1.online_run(world.start(7))
     rows, kept = read_jsonl(online.folder / "evals.jsonl"), load_curve(online)
     assert kept.kl == [row["kl"] for row in rows] and kept.judges == ["golden", "rule"]
