@@ -39,6 +39,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 DEFAULT_START = "starts/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
 FREE = "out", "resume", "device", "track", "save_policies", "eval_batch_size"  # arguments that may differ when a run goes on
+FREE += ("gradient_checkpointing",)  # whose numbers are the same to the bit
 
 
 def fail(message: str) -> NoReturn:
@@ -49,12 +50,11 @@ def fail(message: str) -> NoReturn:
 
 
 def quiet() -> None:
-    """Let transformers and datasets say nothing: what is to be said is said in our own lines, and nothing over the network."""
+    """Let transformers and datasets say nothing: what is to be said is said in our own lines."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported
 
 
 def run_command(main, args) -> None:
@@ -332,6 +332,16 @@ def claim(folder: Path) -> None:
         fail(f"{folder}: another process is writing here; wait for it, or name another folder")
 
 
+def revision(script: str) -> str | None:
+    """The git revision of this file and the script beside it, `-dirty` behind it where they are not as in it; None without."""
+    if not shutil.which("git"):
+        return None
+    told = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    commands = ["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--", "common.py", f"{script}.py"]
+    head, edited = (subprocess.run(command, **told).stdout.strip() for command in commands)
+    return head + "-dirty" * bool(edited) if head else None
+
+
 def begin_run(args, out: Path, script: str) -> None:
     """Claim the folder, once for all processes, and write args.json: the fields of Args, flat, script, git revision, versions.
 
@@ -342,9 +352,7 @@ def begin_run(args, out: Path, script: str) -> None:
         return
     claim(out)
     (out / "responses").mkdir(exist_ok=True)
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]  # whether files were edited since, too
-    told = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
-    now = {"git_revision": shutil.which("git") and subprocess.run(command, **told).stdout.strip() or None}
+    now = {"git_revision": revision(script)}
     now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     now |= {"threads": torch.get_num_threads(), "device": args.device, "processes": processes()}
     if (out / "args.json").exists():
@@ -366,9 +374,10 @@ class Log:
         if args.track:
             import wandb
 
-            one = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]  # a run that goes on is the same run there
-            names = {"project": "tandem", "name": str(out), "id": one, "resume": "allow"}
-            self.tracker = wandb.init(**names, config=vars(args), sync_tensorboard=True)
+            if not (out / ".wandb").exists():
+                (out / ".wandb").write_text(os.urandom(8).hex())
+            names = {"project": "tandem", "name": str(out), "id": (out / ".wandb").read_text()}
+            self.tracker = wandb.init(**names, resume="allow", config=vars(args), sync_tensorboard=True)
         self.writer = SummaryWriter(str(out), purge_step=done + 1)
         self.writer.add_text("args", "  \n".join(f"{name}: {value}" for name, value in vars(args).items()), done)
         self.files = {name: open(out / f"{name}.jsonl", "a", buffering=1) for name in LOGS}
@@ -657,6 +666,7 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
     """The rows of a .json, .jsonl or .parquet file (also gzipped, or one of a Hub data set's), a folder, or a Hub data set."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a start; name the pairs in it, {Path(source, 'd_golden')} or {Path(source, 'd_initial')}")
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported over the network
     is_file = Path(source).is_file() or "://" in source  # hf://datasets/OWNER/NAME/FILE
     if not is_file and not Path(source).exists() and any(ending in source for ending in (".json", ".parquet")):
         fail(f"{source}: there is no such file")
@@ -706,6 +716,8 @@ def row_strings(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], lis
         messages, responses = prompt, [answer.get("content") for answer in answers]
     elif not names and conversation(prompt):
         messages = prompt
+        if messages[-1].get("role") == "assistant":
+            raise ValueError("the prompt's last message is the assistant's")
     elif names and prompt is None and all(isinstance(text, str) for text in responses):
         (prompt, mark, chosen), (other, _, rejected) = (text.rpartition("\n\nAssistant:") for text in responses)
         if not prompt or prompt != other:
@@ -762,6 +774,11 @@ def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]]) -> t
     return [whole[len(head) :] for head, whole in zip(heads, wholes)], finished
 
 
+def unknown_ids(tokenizer) -> set[int]:
+    """The id that stands for a word that the tokenizer does not know; none where another token has it too."""
+    return {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
+
+
 def load_pairs(
     source: str,
     tokenizer,
@@ -789,8 +806,7 @@ def load_pairs(
             strings[number] = row_strings(row, tokenizer, names)
         except Exception as error:  # whatever a row, or a chat template that refuses it, may raise
             bad[number] = first_line(error)
-    eos = tokenizer.eos_token_id
-    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, eos}
+    eos, unknown = tokenizer.eos_token_id, unknown_ids(tokenizer)
     texts, responses, messages = zip(*strings.values()) if strings else ((), (), ())
     for number, text, prompt, said in zip(strings, texts, encode_prompts(tokenizer, texts), messages):
         pairs[number] = {"row": number, "text": text, "margin": rows[number].get("margin"), "prompt": Prompt(prompt)}
@@ -1164,14 +1180,18 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     for number, row in enumerate(rows):
         if missing := [name for name in ("split", "prompt", "response", "finished") if row.get(name) is None]:
             fail(f"{source}: row {number} has no {missing[0]}; see docs/yours.md, Another opponent")
-        if row["split"] not in ("train", "test"):
-            fail(f"{source}: row {number}: its split is {row['split']}, it must be train or test")
+        if row["split"] not in ("train", "test") or not isinstance(row["finished"], bool):
+            fail(f"{source}: row {number}: split must be train or test, and finished true or false")
+        if not (isinstance(row["prompt"], str) and isinstance(row["response"], str) and row["prompt"].strip()):
+            fail(f"{source}: row {number}: prompt and response must be strings, and the prompt not blank")
     kinds = [[r for r in rows if r["split"] == split][: args.eval_prompts] for split in ("train", "test")]
     if not kinds[0]:
         fail(f"{source}: has no row of the split train, whose prompts the win rate and the KL are measured on")
     rows = kinds[0] + kinds[1]
     texts = [r["prompt"] for r in rows]
     prompts, responses, _ = encode(tokenizer, texts, [r["response"] for r in rows], [r["finished"] for r in rows])
+    if unknown := [x for x, y in zip(texts, map(unknown_ids(tokenizer).intersection, prompts)) if y]:
+        fail(f"{source}: the prompt {unknown[0]!r} has a word that the tokenizer does not know")
     if (longest := max(map(len, prompts))) > args.max_prompt_tokens:
         fail(f"{source}: has a prompt of {longest} tokens, --max-prompt-tokens is {args.max_prompt_tokens}")
     if cut := sum(len(y) > args.max_response_tokens for y in responses):

@@ -29,7 +29,7 @@ import tyro
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import fail, load_rows  # noqa: E402
+from common import fail, load_rows, run_command  # noqa: E402
 
 
 @dataclass
@@ -129,4 +129,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run_command(main, tyro.cli(Args, description=__doc__))

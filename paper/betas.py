@@ -86,6 +86,6 @@ disagree.
 
 Against wider pools Figure 1's online run does less well. With beta 0.02 in it, offline's peak by golden is 0.13 higher, and
 by the rule nothing is decided; the lead at equal KL stays. Against offline IPO, DPO and SLiC, each at its default rate and
-beta for five times the steps, online IPO is ahead at equal KL by 0.03, decided by golden alone, and behind at the peak in the
-same way. Online has one setting and a fifth of the steps in both comparisons.
+beta for five times the steps, online IPO is ahead at equal KL by 0.03, decided by golden alone; at the peak golden has it 0.13
+behind, decided, and the rule 0.02 ahead, undecided. Online has one setting and a fifth of the steps in both comparisons.
 """

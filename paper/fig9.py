@@ -71,10 +71,10 @@ result, and 0.09 ahead by the rule. Lower rates for the online side collapsed to
 ([Best-of-2](bo2.md#is-this-normal)); no sweep was run, and the claim is open.
 
 What can be read is what the texts of a stream are worth. On online *IPO*'s stream, shuffled, offline Best-of-2 is level with
-online IPO at equal KL by golden and 0.04 behind by the rule; at the peak it is 0.06 behind by both, decided by the rule. But
+online IPO at equal KL by golden and 0.04 behind by the rule; at the peak it is 0.07 and 0.06 behind, decided by the rule. But
 it hardly needs the labels for that: on both responses of the pairs, unlabelled, and even on the rejected ones alone, it wins
 as much at equal KL as on the winners. What the labels add is how far it goes, 1.6 nats on the losers, 2.3 on both and 3.4 on
 the winners, and so the peak: 0.28, 0.39 and 0.50. To imitate both without a preference is ahead of Best-of-2 on D_golden by
 0.25 at the peak, and of offline IPO on D_golden, which knows its labels, by 0.16: most of what online's pairs are worth to
-an offline learner is that they are online's.
+an offline learner there is that they are online's. At equal KL one or two seeds compare, and nothing is decided.
 """

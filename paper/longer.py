@@ -80,21 +80,23 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-IPO: with four times the steps online's peak rises in every seed, by 0.067 by golden and by 0.029, undecided, by the rule: a
-part of what golden sees late is golden's error. There is no collapse; after the last step the rule gives 0.50, 0.56 and 0.51.
-At equal KL the longer run wins what the shorter one does. Offline at the same rate comes to 2 nats and stays there, and its
-peak moves by 0.010, undecided (in Figure 1, with five times the steps and five seeds, by 0.05 by golden, just decided, and by
-0.02, undecided, by the rule). So at the peak online's lead is larger than in Figure 1, also over offline's whole pool, by both
-judges. At equal KL the one offline run compares at 2 nats, in one seed at 1 nat too, and online's lead there is 0.05 to 0.09;
-over the whole pool it is Figure 1's again, undecided with three seeds, because in the second only 2 nats compare.
+Seeds 4 and 5 were added after 1 to 3 had been seen.
+
+IPO: with four times the steps online's peak rises in every seed, by 0.05 by golden and by 0.02 by the rule: a part of what
+golden sees late is golden's error. There is no collapse; after the last step the rule gives 0.51 to 0.57. At equal KL the
+longer run wins what the shorter one does. Offline at the same rate comes to 2 nats and stays there; its peak rises by 0.04 by
+golden and by 0.01 by the rule, both undecided (in Figure 1, with five times the steps, by 0.05, just decided, and 0.02). So at
+the peak online's lead is larger than in Figure 1, also over offline's whole pool, by both judges. Against the one offline run
+the curves compare at 2 nats, in two seeds at 1 nat too: online is ahead in four seeds, and behind in the fifth, as in Figure 1
+without its tripled rate. Over the whole pool the lead is Figure 1's again.
 
 DPO and SLiC, which never push back, go on on both sides. DPO is the cleanest comparison of this page: both sides are one run
-at the same rate, beta and number of steps, both cross 1, 2, 3 and 4 nats slowly, and online is ahead there by 0.07, by golden
-and by the rule, both decided. At the peak golden has offline level with it, later and farther out: 5.6 nats against 6.5, and
-7.9 with five times the steps. SLiC's online run passes the first nats in a few steps, and at equal KL the seeds disagree;
-at the peak it is ahead by golden, which the rule does not confirm: beyond 5 nats golden's verdict on it rises and the rule's
-does not. So where offline DPO and SLiC pass online's peak in the experiment on betas, it is because online stopped after a
-fifth of their steps.
+at the same rate, beta and number of steps, both cross 1, 2, 3 and 4 nats slowly, and online is ahead there in every seed, by
+0.06 by golden and by the rule, both decided. At the peak it is ahead by 0.06 by golden, undecided, and by 0.09 by the rule,
+decided; golden's peak of offline is the farther out, at 7.0 nats against 5.9. With five times the steps for offline alone it
+is the same. SLiC's online run passes the first nats in a few steps, and at equal KL the seeds disagree; at the peak its lead
+is undecided. Beyond 5 nats golden's verdict on it rises and the rule's does not. So where offline DPO and SLiC pass online's
+peak in the experiment on betas, it is because online stopped after a fifth of their steps.
 """
 
 ON_STORIES = """

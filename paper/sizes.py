@@ -105,6 +105,7 @@ than at 28, and no smaller at 467. The shuffled stream is between the two, neare
 size, as in Figure 4. By the rule the smallest policy's lead is undecided, and in one seed it is none: it goes no farther than
 3 nats, and yet finds what golden likes and the rule does not.
 
-Online's best by golden rises with the size, as in the paper, because larger policies go farther in as many steps. At equal
-KL, each at the best of its crossings, golden sees no difference between 28 and 115 thousand, and the largest behind by 0.05.
+Online's best by golden rises with the size, as in the paper, where larger policies go farther in as many steps: at equal KL,
+each at the best of its crossings, golden sees no difference between 28 and 115 thousand, and the largest 0.05 behind. The
+rule has 115 thousand ahead of 28 at equal KL in every seed, by 0.22 on average, undecided.
 """

@@ -66,6 +66,7 @@ def main(args: Args) -> None:
     tokenizer = loaded[0][1]
     if tokenizer.get_vocab() != loaded[-1][1].get_vocab():
         fail(f"{' and '.join(args.policies)}: have different vocabularies; a pair has one")
+    tokenizer.rows = max(other.rows for _, other in loaded)  # either may have more embeddings than tokens
     judge = load_judge(args.judge, tokenizer, device, *limits)
     rows = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
     prompts = [row["prompt"] for row in rows][: args.pairs]

@@ -33,7 +33,7 @@ class Args:
     model: str
     """a causal language model: folder or Hub name"""
     dataset: str
-    """preference pairs: file, folder or Hub name"""
+    """preference pairs: file, folder or Hub name; test.jsonl in a folder is not trained on, and its likelihood reported"""
     out: str
     """folder to write the model and its tokenizer to"""
     seed: int = 1
@@ -70,7 +70,7 @@ def main(args: Args) -> None:
     pairs = load_pairs(args.dataset, tokenizer, *limits)
     splits = {"train": pairs}
     if Path(args.dataset, "test.jsonl").is_file():
-        splits["test"] = load_pairs(args.dataset, tokenizer, *limits, split="test")
+        splits["test"] = load_pairs(args.dataset, tokenizer, *limits[:2], "skip", split="test")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -400,6 +401,30 @@ def test_prepare_makes_no_start_among_other_things(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_sft_says_how_likely_the_data_are(start, tmp_path):
+    """Nats a token of both responses, by hand; of a folder with a test split on that too, where a bad row is left out."""
+    rows = read_jsonl(start / "d_initial" / "train.jsonl")[:6]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows[:4])))
+    bad = rows[5] | {"chosen": "unheard"}
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join(map(json.dumps, [rows[4], bad])))
+    command = ["-m", "prepare.sft", "--model", start / "sft", "--steps", 0, "--dataset"]
+    done = call(*command, tmp_path / "data", "--out", tmp_path / "both")
+    found = json.loads((tmp_path / "both" / "nats_per_token.json").read_text())
+    policy, tokenizer = load_policy(str(start / "sft"), "cpu", 64)
+    for split, some in (("train", rows[:4]), ("test", rows[4:5])):
+        total = count = 0
+        for row, name in itertools.product(some, ("chosen", "rejected")):
+            head, whole = tokenizer(row["prompt"]).input_ids, tokenizer(row["prompt"] + row[name]).input_ids
+            whole += [tokenizer.eos_token_id] * row[f"{name}_finished"]
+            logprobs = policy(torch.tensor([whole])).logits[0].log_softmax(-1)
+            total -= sum(logprobs[i - 1, whole[i]].item() for i in range(len(head), len(whole)))
+            count += len(whole) - len(head)
+        assert found[split] == pytest.approx(total / count, rel=1e-5) and f"{split} {found[split]:.3f}" in done.stdout
+    call(*command, tmp_path / "data" / "train.jsonl", "--out", tmp_path / "one")
+    assert json.loads((tmp_path / "one" / "nats_per_token.json").read_text()) == {"train": found["train"]}
+
+
 def test_agreement_prints_a_row_for_each_policy(runs):
     text = call("-m", "paper", "agreement", runs["ipo_offline"], runs["ipo_online"], "--pairs", 20).stdout
     assert text.count("ties)") >= 10 and "ipo_online/policy" in text
@@ -420,9 +445,14 @@ def test_evaluation_prompts_come_from_the_start_whatever_the_training_data(start
 
 
 OPPONENTS = [
-    ({"split": "validation"}, 1, "row 1: its split is validation, it must be train or test"),
+    ({"split": "validation"}, 1, "row 1: split must be train or test, and finished true or false"),
+    ({"finished": "yes"}, 1, "row 1: split must be train or test, and finished true or false"),
+    ({"prompt": 3}, 1, "row 1: prompt and response must be strings, and the prompt not blank"),
+    ({"prompt": " "}, 1, "row 1: prompt and response must be strings, and the prompt not blank"),
+    ({"response": ["a"]}, 1, "row 1: prompt and response must be strings, and the prompt not blank"),
+    ({"prompt": "Camera in Smarch:"}, 1, "the prompt 'Camera in Smarch:' has a word that the tokenizer does not know"),
     ({"split": "test"}, 99, "has no row of the split train, whose prompts the win rate and the KL are measured on"),
-    ({"prompt": "Camera in May, screen and sound: " * 3}, 1, r"has a prompt of \d+ tokens, --max-prompt-tokens is 16"),
+    ({"prompt": "Camera in May" + ", screen and" * 9}, 1, r"has a prompt of \d+ tokens, --max-prompt-tokens is 16"),
     ({"finished": None}, 1, "row 1 has no finished"),
 ]
 
@@ -431,7 +461,10 @@ OPPONENTS = [
 def test_an_opponent_that_cannot_be_used_is_named(change, rows, message, start, tmp_path):
     """Of the stored responses in win rates nothing is left out or cut silently either."""
     stored = read_jsonl(start / "golden_policy" / "responses.jsonl")[:4]
-    stored = [row | (change if 1 <= i <= rows or rows == 99 else {}) for i, row in enumerate(stored)]
+    stored = [{**row, **(change if 1 <= i <= rows or rows == 99 else {})} for i, row in enumerate(stored)]
+    if not isinstance(stored[1]["prompt"], str) or not isinstance(stored[1]["response"], str):  # a column has one type
+        stored = [row | {name: change[name] for name in change} for row in stored]
+        message = message.replace("row 1", "row 0")
     (tmp_path / "responses.jsonl").write_text("\n".join(map(json.dumps, stored)))
     args = ipo_online.Args(start=str(start), baseline=str(tmp_path), dataset=str(start / "d_golden"))
     tokenizer = load_tokenizer(str(start / "sft"))
@@ -451,8 +484,10 @@ def test_an_opponent_that_may_write_more_is_said(start, tmp_path, capsys):
     assert longer and told in capsys.readouterr().out
 
 
-def test_a_run_says_what_its_evaluations_found(start, tmp_path):
+def test_a_run_says_what_its_evaluations_found(start, tmp_path, monkeypatch):
     """A line for each, with standard errors; what nobody judges is left out, and no opponent is sampled for it."""
+    asked, sample_in_parts = [], ipo_offline.sample_in_parts
+    monkeypatch.setattr(ipo_offline, "sample_in_parts", lambda *told: asked.append(told) or sample_in_parts(*told))
     done = call("ipo_offline.py", "--start", start, "--out", tmp_path / "run", *SHORT)
     told = [line for line in done.stdout.splitlines() if line.startswith("step ")]
     for line, row in zip(told, read_jsonl(tmp_path / "run" / "evals.jsonl"), strict=True):
@@ -463,21 +498,31 @@ def test_a_run_says_what_its_evaluations_found(start, tmp_path):
     own = ["--model", start / "sft", "--dataset", start / "d_golden"]
     done = call("ipo_offline.py", *own, "--out", tmp_path / "own", *SHORT)
     assert "step 3: KL" in done.stdout and "win rate" not in done.stdout and "by the proxy" not in done.stdout
+    names = {"model": str(start / "sft"), "dataset": str(start / "d_golden"), "device": "cpu"}
+    sizes = {"steps": 1, "batch_size": 4, "eval_every": 1, "eval_prompts": 4, "kl_prompts": 4}
+    for judge, samples in ((None, 2), (str(start / "golden"), 3)):  # after 0 steps and after 1; the opponent's
+        asked.clear()
+        ipo_offline.main(ipo_offline.Args(**names, **sizes, golden=judge, out=str(tmp_path / f"run{samples}")))
+        assert len(asked) == samples
 
 
 def test_a_run_says_whether_the_code_was_edited(tmp_path, monkeypatch):
-    """args.json has the revision; with `-dirty` where a file is not as it was committed."""
+    """args.json has the revision; with `-dirty` where the script or common.py is not in it (a copy), or not as it is."""
     (tmp_path / "code").mkdir()
     shutil.copy(REPO / "common.py", tmp_path / "code")
     git = ["git", "-C", tmp_path / "code", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run([*git, *words], check=True)
     monkeypatch.setattr(common, "__file__", str(tmp_path / "code" / "common.py"))
-    common.begin_run(ipo_online.Args(device="cpu"), tmp_path / "clean", "ipo_online")
+    common.begin_run(ipo_online.Args(device="cpu"), tmp_path / "run", "ipo_online")
+    clean = json.loads((tmp_path / "run" / "args.json").read_text())["git_revision"]
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "code" / "notes.txt").write_text("no code")
+    assert common.revision("ipo_online") == clean
+    (tmp_path / "code" / "copy.py").write_text("a script of one's own")
+    assert common.revision("copy") == f"{clean}-dirty" and common.revision("ipo_online") == clean
     (tmp_path / "code" / "common.py").write_text("# edited")
-    common.begin_run(ipo_online.Args(device="cpu"), tmp_path / "edited", "ipo_online")
-    clean, edited = (json.loads((tmp_path / run / "args.json").read_text())["git_revision"] for run in ("clean", "edited"))
-    assert re.fullmatch("[0-9a-f]{40}", clean) and edited == f"{clean}-dirty"
+    assert common.revision("ipo_online") == f"{clean}-dirty"
 
 
 def test_importing_a_script_changes_nothing_else():
@@ -497,15 +542,19 @@ def init(**names):
 
 
 def test_tracking_ends_with_the_run_and_goes_on_with_it(start, tmp_path):
-    """A stand-in for wandb: one id for a run whenever it goes on, and an end that a launcher does not swallow."""
+    """A stand-in for wandb: one id for a run whenever it goes on, another for another run in the same place, and an end that a
+    launcher does not swallow."""
     (tmp_path / "wandb.py").write_text(WANDB)
     places = {"PYTHONPATH": str(tmp_path), "TOLD": str(tmp_path / "told")}
     command = ["ipo_offline.py", "--start", start, "--out", tmp_path / "run", *SHORT, "--device", "cpu", "--track", "--resume"]
     call_apart("-m", "torch.distributed.run", "--nproc-per-node", 2, "--", *command, **places)
     shutil.rmtree(tmp_path / "run" / "policy")
     call_apart(*command, **places)
-    began, finished, again, finished_again = map(json.loads, (tmp_path / "told").read_text().splitlines())
-    assert finished == finished_again == "finished" and began["id"] == again["id"] and began["resume"] == "allow"
+    shutil.rmtree(tmp_path / "run")
+    call_apart(*command, **places)
+    began, finished, again, finished_again, other, _ = map(json.loads, (tmp_path / "told").read_text().splitlines())
+    assert finished == finished_again == "finished" and began["id"] == again["id"] != other["id"]
+    assert began["resume"] == "allow"
     assert began["name"] == str(tmp_path / "run") and began["config"]["steps"] == 3 and began["sync_tensorboard"]
 
 

@@ -135,6 +135,9 @@ def test_prompts_alone_are_read_where_no_responses_are_needed(tmp_path, capsys):
             load(write_rows(tmp_path / "prompts.jsonl", [row]), prompts_alone=True)
     with pytest.raises(SystemExit, match="row 0: there must be columns chosen and rejected"):
         load(write_rows(tmp_path / "prompts.jsonl", [{"prompt": "a", "chosen": "b"}]), prompts_alone=True)
+    answered = [*turns[0], {"role": "assistant", "content": "e"}]
+    with pytest.raises(SystemExit, match="row 0: the prompt's last message is the assistant's"):
+        load(write_rows(tmp_path / "prompts.jsonl", [{"prompt": answered}]), tokenizer, prompts_alone=True)
 
 
 GOOD = '{"prompt": "ab", "chosen": "cd", "rejected": "e"}\n'

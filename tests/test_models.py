@@ -23,7 +23,7 @@ from transformers import (
 import ipo_offline
 import ipo_online
 from common import encode, load_judge, load_policy, load_tokenizer, pick_device, score
-from tests.conftest import REPO, SCRIPTS, SHARED, letter_tokenizer, needs_shared, read_jsonl, tiny_model
+from tests.conftest import REPO, SCRIPTS, SHARED, call, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 
 PAIRS = [
     {"prompt": "ab"[: 1 + i % 2], "chosen": "cd" * (1 + i % 2), "rejected": "fgh"[: 1 + i % 3], "rejected_finished": i > 3}
@@ -94,7 +94,7 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
     """A policy that reads backwards, a tokenizer of another model, none at all, one without an end token."""
     tokenizer = letter_tokenizer()
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    encoder = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), **sizes))
+    encoder = BertLMHeadModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **sizes))
     small, large = tiny_model(dtype=torch.float32), tiny_model(dtype=torch.float32, vocab_size=64)
     endless = letter_tokenizer()
     endless.eos_token = None
@@ -166,6 +166,11 @@ def test_a_vocabulary_padded_for_speed_is_sampled_judged_and_read_back(tmp_path)
     ipo_offline.main(ipo_offline.Args(**roles, **offline, **SIZES, **LIMITS))
     metrics = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("online", "offline")]
     assert metrics[0] == metrics[1]
+    for sides in (("small", "model"), ("model", "small")):  # whichever is padded
+        policies = [tmp_path / side for side in sides]
+        told = ["--judge", tmp_path / "judge", "--dataset", tmp_path / "pairs.jsonl", "--out", tmp_path / "-".join(sides)]
+        limits = ["--max-prompt-tokens", 8, "--max-response-tokens", 8]
+        call("-m", "prepare.pairs", "--policies", *policies, *told, *limits, "--device", "cpu")
 
 
 class Trap:
