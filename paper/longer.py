@@ -87,8 +87,8 @@ golden sees late is golden's error. There is no collapse; after the last step th
 longer run wins what the shorter one does. Offline at the same rate comes to 2 nats and stays there; its peak rises by 0.04 by
 golden and by 0.01 by the rule, both undecided (in Figure 1, with five times the steps, by 0.05, just decided, and 0.02). So at
 the peak online's lead is larger than in Figure 1, also over offline's whole pool, by both judges. Against the one offline run
-the curves compare at 2 nats, in two seeds at 1 nat too: online is ahead in four seeds, and behind in the fifth, as in Figure 1
-without its tripled rate. Over the whole pool the lead is Figure 1's again.
+the curves compare at 2 nats alone: online is ahead in four seeds, and behind in the fifth, as in Figure 1 without its tripled
+rate. Over the whole pool the lead is Figure 1's again.
 
 DPO and SLiC, which never push back, go on on both sides. DPO is the cleanest comparison of this page: both sides are one run
 at the same rate, beta and number of steps, both cross 1, 2, 3 and 4 nats slowly, and online is ahead there in every seed, by
