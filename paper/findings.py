@@ -4,6 +4,7 @@ Nothing in it is typed by hand but the explanations, which stand at the end of e
 """
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,9 +78,9 @@ def done_seeds(experiment, world: World) -> tuple[int, ...]:
     return tuple(s for s in experiment.SEEDS if all(job.result.exists() for job in experiment.jobs(world, s)))
 
 
-def effect_table(effects: list[Effect], command: bool = False) -> str:
-    """A row for each effect."""
-    rows = []
+def effect_table(effects: list[Effect]) -> str:
+    """A row for each effect; with the figure that it is about, where they are about several."""
+    rows, several = [], len({e.experiment for e in effects}) > 1
     for e in effects:
         some = e.seeds is not None and e.seeds != tuple(e.values)  # not all seeds have one
         values = ", ".join(f"{seed}: {value:+.3f}" if some else f"{value:+.3f}" for seed, value in e.values.items())
@@ -87,23 +88,28 @@ def effect_table(effects: list[Effect], command: bool = False) -> str:
         mean = f"{e.mean:+.3f}" if e.values else "-"
         prompts = f"{sum(e.errors.values()) / len(e.errors):.3f}" if e.errors else "-"
         claim = f"**{e.claim}**" if e.primary else e.claim
-        rows.append([*[e.experiment] * command, claim, values or "-", mean, interval, prompts, e.verdict])
-    return table_of([*["figure"] * command, "claim", "seeds", "mean", "95 % interval", "prompts", "verdict"], rows)
+        rows.append([*[e.experiment] * several, claim, values or "-", mean, interval, prompts, e.verdict])
+    return table_of([*["figure"] * several, "claim", "seeds", "mean", "95 % interval", "prompts", "verdict"], rows)
+
+
+def heading(experiment, world: World) -> str:
+    """Of an experiment's part of the page: the first line of its file, and where it was made."""
+    title = experiment.__doc__.strip().partition("\n")[0].rstrip(".")
+    return title if world.name == "reviews" else f"{title}, on {world.name}260K"
 
 
 def section(name: str, experiment, world: World, report: Report, seeds: tuple[int, ...], pictures: str, page: Path) -> str:
     """An experiment's part of the page."""
     title, _, text = experiment.__doc__.strip().partition("\n")
-    where = "" if world.name == "reviews" else f", on {world.name}260K"
     option = "" if world.name == "reviews" else f" --world {world.name}"
     command = f"    python -m paper {name}{option}      # seeds {', '.join(map(str, seeds))}"
-    parts = [f"## {title.rstrip('.')}{where}", text.strip(), command]
+    parts = [f"## {heading(experiment, world)}", text.strip(), command]
     for picture in sorted(Path(pictures).glob(f"{world.name}_{name}*.png")):
         if picture.stem in (f"{world.name}_{name}", *(f"{world.name}_{name}_{loss}" for loss in NAMES)):
             parts.append(f"![{title.rstrip('.')}]({os.path.relpath(picture, page.parent)})")
-    parts += [report.text] + [effect_table(report.effects)] * bool(report.effects)
     comment = getattr(experiment, "WHAT_CAME_OUT" if world.name == "reviews" else "ON_STORIES", "").strip()
-    return "\n\n".join(parts + [comment] * bool(comment))
+    parts += [comment] * bool(comment) + [report.text] + [effect_table(report.effects)] * bool(report.effects)
+    return "\n\n".join(parts)
 
 
 def main(args: Args) -> None:
@@ -118,12 +124,16 @@ def main(args: Args) -> None:
     for world, name, experiment, seeds in done:
         report = experiment.report(world, seeds, str(Path(args.pictures, f"{world.name}_{name}")))
         if world.name != "reviews":  # the primary claims are about the embedded world
-            own = [replace(e, experiment=f"{e.experiment}, {world.name}260K", primary=False) for e in report.effects]
-            report = replace(report, effects=own)
+            report = replace(report, effects=[replace(e, primary=False) for e in report.effects])
         reports[world.name, name] = experiment, world, report, seeds
-    effects = [e for _, _, report, _ in reports.values() for e in report.effects]
-    parts = [HEAD.strip(), "## The primary claims", effect_table([e for e in effects if e.primary])]
-    parts += ["## All claims in one table", effect_table([e for e in effects if not e.primary], command=True)]
+    primary = [e for _, _, report, _ in reports.values() for e in report.effects if e.primary]
+    parts, rows = [HEAD.strip(), "## The primary claims", effect_table(primary)], []
+    for (_, name), (experiment, world, report, seeds) in reports.items():
+        title = heading(experiment, world)
+        anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")  # as GitHub makes it
+        command = name if world.name == "reviews" else f"{name} --world {world.name}"
+        rows.append([command, f"[{title}](#{anchor})", " ".join(map(str, seeds)), str(len(report.effects))])
+    parts += ["## The experiments", table_of(["`python -m paper`", "asks", "seeds", "claims"], rows)]
     parts += [section(name, *four[:3], four[3], args.pictures, Path(args.out)) for (_, name), four in reports.items()]
     missing = [
         name if world.name == "reviews" else f"{name} on {world.name}260K"
