@@ -93,10 +93,10 @@ rate. Over the whole pool the lead is Figure 1's again.
 DPO and SLiC, which never push back, go on on both sides. DPO is the cleanest comparison of this page: both sides are one run
 at the same rate, beta and number of steps, both cross 1, 2, 3 and 4 nats slowly, and online is ahead there in every seed, by
 0.06 by golden and by the rule, both decided. At the peak it is ahead by 0.06 by golden, undecided, and by 0.09 by the rule,
-decided; golden's peak of offline is the farther out, at 7.0 nats against 5.9. With five times the steps for offline alone it
-is the same. SLiC's online run passes the first nats in a few steps, and at equal KL the seeds disagree; at the peak its lead
-is undecided. Beyond 5 nats golden's verdict on it rises and the rule's does not. So where offline DPO and SLiC pass online's
-peak in the experiment on betas, it is because online stopped after a fifth of their steps.
+decided; golden's peak of offline is the farther out, at 7.0 nats against 5.9. With five times the steps for offline alone the
+verdicts are the same. SLiC's online run passes the first nats in a few steps, and at equal KL the seeds disagree; at the peak
+its lead is undecided. Beyond 5 nats golden's verdict on it rises and the rule's does not. Where offline DPO and SLiC pass
+online's peak in the experiment on betas, online had a fifth of their steps; with its own it is not behind.
 """
 
 ON_STORIES = """
