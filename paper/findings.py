@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import fail
-from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, grid, judges, longer, rates, sizes
+from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, grid, judges, longer, losses, rates, sizes
 from paper.compare import Effect, Report, table_of
 from paper.frontier import NAMES
 from paper.jobs import WORLDS, World, check_starts, tell_stale
@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "betas": betas,
     "rates": rates,
     "longer": longer,
+    "losses": losses,
     "curves": curves,
 }
 
