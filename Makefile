@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all test-gpu lint
 
 # From a fresh clone to the picture: the embedded world, both runs side by side, KL against win rate.
 demo: .venv/installed
@@ -23,6 +23,10 @@ lint: .venv/installed-test
 # The same with more patience: a run is killed 30 times instead of 5.
 test-all: .venv/installed-test
 	HF_HUB_OFFLINE=1 TANDEM_KILLS=30 $(PY) -m pytest
+
+# What only a GPU can show. It takes a few minutes, and a PyTorch that was built for CUDA.
+test-gpu: .venv/installed-test
+	HF_HUB_OFFLINE=1 TANDEM_DEVICE=cuda $(PY) -m pytest --numprocesses=0 tests/test_gpu.py
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -16,7 +16,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -249,6 +249,9 @@ def pick_device(name: str) -> str:
             torch.cuda.set_device(name)  # what names no GPU means this one
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: cannot be used here ({first_line(error)}); --device cpu always can")
+    if torch.device(name).type == "cuda":
+        # cuDNN's attention would come first on an H100: it plans anew for every shape, and its gradients have been nan
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if rank():
         sys.stdout = open(os.devnull, "w")  # what there is to say is said once
     return name
@@ -923,12 +926,6 @@ class CastingLayer(StaticLayer):
         return super().update(keys.to(self.keys.dtype), values.to(self.values.dtype), *args, **options)
 
 
-@cache
-def recording_stream() -> torch.cuda.Stream:
-    """The one stream of all recordings: what libraries keep for a stream must not go with one of its graphs."""
-    return torch.cuda.Stream()
-
-
 class Decoder:
     """Writes up to N responses behind prompts that were read, in memory that stays where it is.
 
@@ -940,30 +937,35 @@ class Decoder:
         """Memory for `rows` responses of at most `length` tokens to prompts of `width`; read, choose: as in decoder_for."""
         self.model, self.choose, self.width, self.graph = model, choose, width, None
         kind, autocast = model.device.type, torch.is_autocast_enabled(model.device.type)
-        self.cache = transformers.StaticCache(config=model.config, max_cache_len=width + length)
-        self.cache.layers = [CastingLayer(width + length) for _ in self.cache.layers]
+        size = -(-(width + length) // 8) * 8  # a kernel would copy a mask of another size
+        self.cache = transformers.StaticCache(config=model.config, max_cache_len=size)
+        self.cache.layers = [CastingLayer(size) for _ in self.cache.layers]
         for layer, (keys, values, _) in zip(self.cache.layers, read):
             dtype = torch.get_autocast_dtype(kind) if autocast else keys.dtype
             layer.lazy_initialization(*(x[:1].to(dtype).expand(rows, -1, -1, -1) for x in (keys, values)))
         with model.device:
             self.t, self.tokens = torch.zeros(1, dtype=torch.long), torch.zeros(rows, length, dtype=torch.long)
-            self.mask, self.uniforms = torch.zeros(rows, width + length, dtype=torch.bool), torch.zeros(rows, length)
+            self.positions, self.uniforms = torch.zeros(rows, 1, dtype=torch.long), torch.zeros(rows, length)
+            self.mask = torch.full((rows, size), -math.inf, dtype=dtype)  # 0 where there is a token: attention adds it
         if kind == "cuda" and length > 1:
             with torch.autocast(kind, enabled=autocast, cache_enabled=False):  # a replay is to cast the weights that it finds
-                side = recording_stream()
+                side = torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
-                    self.step()  # warm up: libraries take their memory, --compile compiles
+                    self.step()  # warm up: --compile compiles
                 torch.cuda.current_stream().wait_stream(side)
                 self.graph = torch.cuda.CUDAGraph()
+                torch._C._cuda_clearCublasWorkspaces()  # so that the graph's lies in its own memory, which nothing else frees
                 with torch.cuda.graph(self.graph, stream=side):
                     self.step()
+                torch._C._cuda_clearCublasWorkspaces()
 
     def step(self) -> None:
         """Every row's next token, from its token t; t counts on the device, where a graph can read it."""
-        mask = self.mask.index_fill_(1, self.width + self.t, True)
-        options = {"attention_mask": mask[:, None, None], "position_ids": mask.sum(1, keepdim=True) - 1}
+        mask = self.mask.index_fill_(1, self.width + self.t, 0.0)
+        options = {"attention_mask": mask[:, None, None], "position_ids": self.positions}
         out = self.model(self.tokens.index_select(1, self.t), past_key_values=self.cache, **options)
+        self.positions.add_(1)
         uniforms = self.uniforms.index_select(1, self.t.add_(1))
         self.tokens.index_copy_(1, self.t, self.choose(out.logits[:, -1], uniforms))
 
@@ -977,8 +979,9 @@ class Decoder:
         for layer, (keys, values, _) in zip(self.cache.layers, read):
             layer.keys[rows, :, columns], layer.values[rows, :, columns] = keys[which], values[which]
             layer.cumulative_length.fill_(self.width)
-        self.t.zero_(), self.mask.zero_(), self.tokens.fill_(eos)
-        self.mask[rows, columns], self.uniforms[rows], self.tokens[rows, :1] = mask.bool(), uniforms, first
+        self.t.zero_(), self.positions.zero_(), self.mask.fill_(-math.inf), self.tokens.fill_(eos)
+        self.mask[rows, columns].masked_fill_(mask.bool(), 0.0)
+        self.positions[rows], self.uniforms[rows], self.tokens[rows, :1] = mask.sum(1, keepdim=True), uniforms, first
         for t in range(1, self.tokens.shape[1]):
             self.graph.replay() if self.graph else self.step()
             if t % 16 == 0 and (self.tokens[rows, : t + 1] == eos).any(1).all():  # to look is to wait for the GPU
@@ -1012,14 +1015,14 @@ def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transfo
 
 
 def can_be_recorded(model) -> bool:
-    """Whether a Decoder writes what the plain loop does: whole on one device, every layer with a plain static cache, masks of
-    truth values (eager attention adds them as numbers), rotary positions that are not computed anew from the length, and no
-    experts, whose tokens are counted on the CPU."""
+    """Whether a Decoder writes what the plain loop does: whole on one device, every layer with a plain static cache and fused
+    attention, rotary positions that are not computed anew from the length, no experts, whose tokens are counted on the CPU,
+    and no Falcon, whose attention copies numbers from there."""
     layers = transformers.StaticCache(config=model.config, max_cache_len=1).layers
     plain = model._can_compile_fullgraph and all(type(layer) is StaticLayer for layer in layers) and not sharded(model)
     rope = str(getattr(model.config, "rope_parameters", None))
-    experts = any("Experts" in type(module).__name__ for module in model.modules())
-    return plain and model.config._attn_implementation == "sdpa" and "'dynamic'" not in rope and not experts
+    other = any("Experts" in type(module).__name__ for module in model.modules()) or model.config.model_type == "falcon"
+    return plain and model.config._attn_implementation == "sdpa" and "'dynamic'" not in rope and not other
 
 
 def sample_in_parts(

@@ -134,7 +134,7 @@ def choose(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """(N, 1) tokens at temperature 1: the inverse of the cumulative distribution of (N, V) logits at (N, 1) uniforms."""
     cdf = logits.float().softmax(-1).cumsum(-1)
     token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
-    return token.clamp(max=cdf.shape[1] - 1)  # should the logits be nan, the loss will be too, and says so
+    return token.clamp(max=cdf.shape[1] - 1)  # where rounding, or nan, leaves the uniform behind every token
 
 
 @torch.no_grad()
@@ -345,7 +345,6 @@ def main(args: Args) -> None:
             save_stream(out, gather(list(zip(prompts, chosen, rejected, margins)), len(indices)))
 
         # ---- the gradient, a part of the batch at a time
-        optimizer.zero_grad()
         results = []
         for part in by_length(prompts, chosen, rejected, args.gradient_accumulation_steps):
             both = [prompts[i] for i in part] * 2, [chosen[i] for i in part] + [rejected[i] for i in part]
@@ -373,6 +372,7 @@ def main(args: Args) -> None:
             what = f"the loss is {loss.item()}, its gradient's norm {grad_norm.item()}"
             fail(f"{where}: {what}; lower --learning-rate, or clip with --max-grad-norm 1")
         optimizer.step()
+        optimizer.zero_grad()  # now, so that sampling and evaluating have its memory
 
         # ---- what happened; step 0 is the first batch, before any update
         rewards_chosen = args.beta * (policy_chosen - reference_chosen)

@@ -26,12 +26,18 @@ from typing import Literal
 import torch
 import tyro
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPTNeoXConfig, LlamaConfig
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPTNeoXConfig,
+    LlamaConfig,
+)
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Batch, pick_device, recomputing  # noqa: E402
+from common import Batch, attention, pick_device, recomputing  # noqa: E402
 from ipo_online import preference_loss, sequence_logprob  # noqa: E402
 
 
@@ -113,6 +119,8 @@ def measure(args: Args) -> dict:
     """Seconds of each pass, peak memory in bytes, and the share of the arithmetic that the device can do."""
     device = pick_device(args.device)
     torch.manual_seed(0)
+    if args.side != "naive":
+        AttentionInterface.register("sdpa", attention)  # as load_model does
     config = config_of(args.shape)
     policy, reference = (AutoModelForCausalLM.from_config(config).to(device).eval() for _ in range(2))
     judge = AutoModelForSequenceClassification.from_config(config).to(device)
@@ -141,8 +149,8 @@ def measure(args: Args) -> dict:
     body = sum(p.numel() for p in policy.parameters()) - policy.get_input_embeddings().weight.numel()
     head = policy.get_output_embeddings().weight.numel()
     # 2 a weight and token forward, twice that backward, and the reference's forward; attention adds 4 T H a layer and token
-    attention = 2 * args.tokens * config.hidden_size * config.num_hidden_layers
-    needed = 8 * args.rows * (args.tokens * (body + attention) + args.tokens // 2 * head)
+    scores = 2 * args.tokens * config.hidden_size * config.num_hidden_layers
+    needed = 8 * args.rows * (args.tokens * (body + scores) + args.tokens // 2 * head)
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     share = needed / statistics.median(seconds[1:]) / peak_arithmetic(device, dtype)
     name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.processor() or platform.machine()}, CPU"

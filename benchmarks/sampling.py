@@ -23,12 +23,13 @@ from typing import Literal
 
 import torch
 import tyro
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import pad, pick_device  # noqa: E402
+from common import attention, pad, pick_device  # noqa: E402
 from ipo_online import sample  # noqa: E402
 
 
@@ -90,9 +91,11 @@ def main(args: Args) -> None:
     ids, mask = pad(prompts, tokenizer, device, "left")
 
     def ours(model):
+        AttentionInterface.register("sdpa", attention)  # as load_model does; generate has transformers' own
         return sum(map(len, sample(model, prompts, torch.rand(len(prompts), args.response_tokens), tokenizer)))
 
     def generate(cache):
+        AttentionInterface.register("sdpa", sdpa_attention_forward)
         options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": None, "pad_token_id": 0}
         options |= {"max_new_tokens": args.response_tokens, "cache_implementation": cache, "attention_mask": mask}
         return (model.generate(ids, **options).shape[1] - ids.shape[1]) * len(ids)

@@ -190,7 +190,7 @@ def main(args: Args) -> None:
         "golden_policy": (make_golden_policy, args),
     }
     inside = {path.name for path in out.iterdir() if path.suffix != ".partial"} if out.is_dir() else set()
-    if not (out / "prepare.json").exists() and inside - {*stages, "untrained", "untrained_golden", ".lock"}:
+    if not (out / "prepare.json").exists() and inside - {*stages, "untrained", "untrained_golden", "untrained_small", ".lock"}:
         fail(f"--out {out}: there is something in this folder already, and it is no start; name another")
     claim(out)
     for name, (function, argument) in stages.items():

@@ -30,7 +30,8 @@ from transformers import (
 import common
 
 common.quiet()
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is promised to the bit is promised on a CPU
+if "TANDEM_DEVICE" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is promised to the bit is promised on a CPU
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("TANDEM_SHARED", REPO.parent / "shared"))  # real models and data, not part of the repository
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no real models and data at {SHARED}")

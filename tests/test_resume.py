@@ -193,13 +193,13 @@ def test_an_interrupted_prepare_goes_on(start, tmp_path, monkeypatch):
     """Killed during each stage in turn, it ends with the same files."""
     again, killed = tmp_path / "again", 0
     command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", again]
-    for half_made in ("sft.partial", "golden.partial", "proxy.partial", "golden_policy.run/checkpoint/1"):
+    for half_made in ("untrained_small", "sft.partial", "golden.partial", "proxy.partial", "golden_policy.run/checkpoint/1"):
         process = begin(*command)
         while process.poll() is None and not (again / half_made).exists():
             time.sleep(0.005)
         process.kill()
         killed += process.wait() == -signal.SIGKILL
-    assert killed >= 3  # the last stage takes but a moment, and may have been faster
+    assert killed >= 4  # the last stage takes but a moment, and may have been faster
     kept, train = sorted((again / "golden_policy.run" / "checkpoint").glob("[0-9]*")), ipo_online.main
     monkeypatch.setattr(ipo_online, "main", lambda args: train(args) if all(map(Path.exists, kept)) else pytest.fail("lost"))
     call(*command)  # goes on with the golden policy from its checkpoint

@@ -9,7 +9,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MixtralConfig
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPTJConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MixtralConfig,
+)
 
 import common
 import ipo_online
@@ -86,8 +95,9 @@ def test_a_step_that_was_recorded_once_samples_whole_responses(family, autocast)
         (decoder,) = recorded.decoders.values()
         kept = {x.dtype for layer in decoder.cache.layers for x in (layer.keys, layer.values)}
         assert kept == {torch.bfloat16 if autocast else torch.float64}  # attention casts nothing more
-        for x in (decoder.t, decoder.mask, decoder.tokens, *(layer.cumulative_length for layer in decoder.cache.layers)):
+        for x in (decoder.t, decoder.positions, decoder.tokens, *(layer.cumulative_length for layer in decoder.cache.layers)):
             x.zero_()
+        decoder.mask.fill_(-torch.inf)
         with Tape() as decoder.graph:
             decoder.step()
         for change in (0, 0.1):
@@ -121,9 +131,8 @@ SIZES = {"vocab_size": 10, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
 LLAMA = {**SIZES, "intermediate_size": 32, "num_key_value_heads": 1}
 NOT_RECORDED = [
     MistralConfig(sliding_window=4, **LLAMA),
-    GPTJConfig(
-        vocab_size=10, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_positions=64
-    ),  # eager attention: masks are added
+    GPTJConfig(vocab_size=10, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_positions=64),  # eager attention
+    FalconConfig(**SIZES),  # its attention takes numbers from the CPU
     LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, **LLAMA),  # asks the GPU
     MixtralConfig(num_local_experts=2, num_experts_per_tok=1, experts_implementation="eager", **LLAMA),  # asks it too
 ]
@@ -158,12 +167,13 @@ def test_heads_that_share_keys_and_values_get_no_copies_when_compiled():
         return graph.forward
 
     torch.manual_seed(0)
+    AttentionInterface.register("sdpa", common.attention)  # as load_model does
     model, tokenizer = LlamaForCausalLM(LlamaConfig(**LLAMA)).eval(), letter_tokenizer()
     uniforms = torch.rand(4, 6, generator=torch.Generator().manual_seed(3))
     expected = sample(model, some_prompts(4), uniforms, tokenizer)
     model.compile(backend=backend, dynamic=False)
     assert sample(model, some_prompts(4), uniforms, tokenizer) == expected
-    assert seen == [[(4, 1, 2, 8), (4, 1, 64 + 6, 8), (4, 1, 64 + 6, 8)]] * SIZES["num_hidden_layers"]
+    assert seen == [[(4, 1, 2, 8), (4, 1, 64 + 8, 8), (4, 1, 64 + 8, 8)]] * SIZES["num_hidden_layers"]
 
 
 @pytest.mark.parametrize("heads", [2, 4])
