@@ -1,7 +1,7 @@
 """Beyond the paper: beta and the gap, for each loss. Online and offline at the same three betas.
 
 For IPO, DPO and SLiC: the script's default beta, a fifth and five times of it, at the default learning rate; offline with five
-times the steps too. The question of the house, not of the paper, which ran IPO and Best-of-2: does the gap depend on the loss?
+times the steps too. Our own question, as the paper ran IPO and Best-of-2: does the gap depend on the loss?
 And Figure 1's online run against wider offline pools, with beta 0.02 or the other losses in them.
 """
 

@@ -45,18 +45,24 @@ How to read it:
   data golden is wrong too, and the rule says where.
 - **Equal KL:** the mean difference over those of 1, 2, 3 and 4 nats to SFT that both sides reach, interpolated in log KL
   where a curve first crosses them, never extrapolated. **At the peak:** each side at the best of its evaluations. What is
-  chosen is chosen on one half of the prompts and reported on the other. Sides that train equally long are compared at the
-  evaluations of steps that both have, so that a difference of claims may differ a little from that of the tables.
+  chosen is chosen on one half of the prompts and reported on the other. Where both sides train equally long, only
+  evaluations at steps that both have are compared; so a claim's mean may differ a little from the difference of two cells
+  of its table.
 - **Every seed is a world anew:** data, SFT, golden, proxy, golden policy and run. An effect is a difference within a seed;
   its interval is the 95 % t interval for the mean over seeds. "Prompts" is the standard error of one seed's difference over
   evaluation prompts, shown apart, because more prompts would shrink it and not the spread of seeds. On stories260K data and
   SFT are the same for every seed, and the interval covers less. Seeds are named where one of them has no value.
-- **A claim** holds, or does not hold, where the interval excludes 0, and is undecided otherwise. Two claims are primary and
-  were fixed beforehand; the others are secondary, many, and each alone no proof. Where the paper gives no direction, there is
-  no verdict.
+- **A claim** *holds* where its interval lies above 0, *does not hold* where it lies below, and is *undecided* where it
+  contains 0. Two claims are primary and were fixed beforehand; the others are secondary, many, and each alone no proof.
+  Where the paper gives no direction, there is no verdict.
 - Tables give mean ± standard deviation over seeds. "-": no run of this kind reaches so many nats, or it passes them before
   its first evaluation.
+- **Results** were made as the code grew, most of them at earlier revisions than today's. `python -m paper again` makes the
+  first 40 steps of one run of each script anew and compares them to the bit.
 """
+
+ELSEWHERE = """*The plan is the embedded world's, which the next paragraphs describe. Here online takes 200 steps at a learning rate
+of 1e-4; offline's sweep is three learning rates at beta 0.1, up to twice online's steps; IPO alone; no claim is primary.*"""
 
 
 @dataclass
@@ -104,7 +110,7 @@ def section(name: str, experiment, world: World, report: Report, seeds: tuple[in
     title, _, text = experiment.__doc__.strip().partition("\n")
     option = "" if world.name == "reviews" else f" --world {world.name}"
     command = f"    python -m paper {name}{option}      # seeds {', '.join(map(str, seeds))}"
-    parts = [f"## {heading(experiment, world)}", text.strip(), command]
+    parts = [f"## {heading(experiment, world)}", *[ELSEWHERE] * (world.name != "reviews"), text.strip(), command]
     for picture in sorted(Path(pictures).glob(f"{world.name}_{name}*.png")):
         if picture.stem in (f"{world.name}_{name}", *(f"{world.name}_{name}_{loss}" for loss in NAMES)):
             parts.append(f"![{title.rstrip('.')}]({os.path.relpath(picture, page.parent)})")

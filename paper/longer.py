@@ -1,9 +1,10 @@
 """Beyond the paper: does online go on? Online and offline for four times online's steps, at the same learning rate and beta.
 
-In Figure 1 offline may train longer than online, for all its runs of the sweep do; here online may too. Both sides have the
-default learning rate and beta 0.1. The question of the house: who is ahead once both have had the time, and does golden's
-verdict on far policies still agree with the rule's, where there is one? Offline's pool is also joined with its whole sweep.
-DPO and SLiC the same, at their defaults; their offline runs, of the experiment on betas, may take five times the steps too.
+In Figure 1 offline may train longer than online, because its sweep has runs of five times the steps; here online may too.
+Both sides have the default learning rate and beta 0.1. Our own question: who is ahead once both have had the time, and does
+golden's verdict on far policies still agree with the rule's, where there is one? Offline's pool is also joined with its
+whole sweep. DPO and SLiC the same, at their defaults; their offline runs, of the experiment on betas, may take five times
+the steps too.
 
 The paper trains for 4,000 steps, and online is ahead at every KL and at the peak.
 """

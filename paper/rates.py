@@ -1,7 +1,7 @@
 """Beyond the paper: is it online, or the learning rate? Online at a third of its rate too, as offline's sweep has it.
 
 The paper gives offline a sweep and online one setting. Here both sides train with the default learning rate and slowly: 0.3
-times the rate, twice the steps, beta 0.1. The question of the house: how much of a lead at equal KL, either way, is the
+times the rate, twice the steps, beta 0.1. Our own question: how much of a lead at equal KL, either way, is the
 learning rate's, with which a policy that goes the same distance more slowly may win more there?
 """
 
