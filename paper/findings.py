@@ -61,8 +61,9 @@ How to read it:
   first 40 steps of one run of each script anew and compares them to the bit.
 """
 
-ELSEWHERE = """*The plan is the embedded world's, which the next paragraphs describe. Here online takes 200 steps at a learning rate
-of 1e-4; offline's sweep is three learning rates at beta 0.1, up to twice online's steps; IPO alone; no claim is primary.*"""
+ELSEWHERE = """*The plan is the embedded world's, which the next paragraphs describe. Here online takes 200 steps at a learning
+rate of 1e-4; offline's sweep is three learning rates at beta 0.1, up to twice online's steps; IPO alone; no claim is
+primary.*"""
 
 
 @dataclass
