@@ -249,8 +249,8 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     for name, experiment in EXPERIMENTS.items():
         assert f"## {experiment.__doc__.splitlines()[0].rstrip('.')}" in page and f"python -m paper {name}  " in page
     assert "the stream gives the online run's metrics, to the bit, in 1 of 1 seeds." in page
-    # judges has no picture, curves one for each loss, and longer two more
-    assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 4
+    # judges has no picture, curves one for each loss, longer two more, and losses one
+    assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 5
     online = fig1.online_run(world.start(7))
     rows, kept = read_jsonl(online.folder / "evals.jsonl"), load_curve(online)
     assert kept.kl == [row["kl"] for row in rows] and kept.judges == ["golden", "rule"]
