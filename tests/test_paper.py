@@ -12,7 +12,25 @@ import tyro
 from matplotlib.figure import Figure
 
 from paper import __main__ as paper
-from paper import again, ahead, betas, compare, fig1, fig4, fig8, fig9, fig12, fig13, grid, jobs, judges, longer, rates, sizes
+from paper import (
+    again,
+    ahead,
+    betas,
+    compare,
+    fig1,
+    fig4,
+    fig8,
+    fig9,
+    fig12,
+    fig13,
+    grid,
+    jobs,
+    judges,
+    longer,
+    losses,
+    rates,
+    sizes,
+)
 from paper.compare import Curve, Effect, ahead_at_kl, ahead_within, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS, effect_table
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
@@ -214,6 +232,9 @@ def miniature(tmp_path, monkeypatch):
         (betas, "FACTORS", (1,)),
         (rates, "RATE", 1),
         (longer, "TIMES", 2),
+        (losses, "TIMES", 2),
+        (losses, "LOSSES", ("dpo",)),
+        (losses, "SETTINGS", ((1, 1), (0.3, 1))),
         (grid, "CORNERS", ((3, 0.5),)),
         (judges, "PAIRS", (100,)),
         (judges, "GOLDEN_STEPS", (2,)),
@@ -249,8 +270,8 @@ def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys)
     for name, experiment in EXPERIMENTS.items():
         assert f"## {experiment.__doc__.splitlines()[0].rstrip('.')}" in page and f"python -m paper {name}  " in page
     assert "the stream gives the online run's metrics, to the bit, in 1 of 1 seeds." in page
-    # judges has no picture, curves one for each loss, longer two more, and losses one
-    assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 5
+    # judges has no picture, curves one for each loss, and longer two more
+    assert page.count("(../pictures/reviews_") == len(EXPERIMENTS) + 4
     online = fig1.online_run(world.start(7))
     rows, kept = read_jsonl(online.folder / "evals.jsonl"), load_curve(online)
     assert kept.kl == [row["kl"] for row in rows] and kept.judges == ["golden", "rule"]
