@@ -23,6 +23,7 @@ from paper import (
     fig9,
     fig12,
     fig13,
+    findings,
     grid,
     jobs,
     judges,
@@ -33,6 +34,7 @@ from paper import (
 )
 from paper.compare import Curve, Effect, ahead_at_kl, ahead_within, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS, effect_table
+from paper.frontier import rule_wins
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
 from tests.conftest import MINIATURE, REPO, SCRIPTS, call, read_jsonl
 
@@ -360,3 +362,24 @@ def test_the_readme_says_what_was_found():
 def test_a_job_is_one_command():
     job = Job(WORLDS["reviews"], 1, "x", "prepare.pairs", {"policies": ("a", "b"), "pairs": 3, "save_stream": True})
     assert job.arguments == ["prepare.pairs", "--policies", "a", "b", "--pairs", "3", "--save-stream"] and not job.is_run
+
+
+def test_the_page_is_what_the_kept_results_say(tmp_path, monkeypatch):
+    """docs/findings.md, written anew from docs/results, is docs/findings.md: no number in it is older than the code."""
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **options: None)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "pictures").symlink_to(REPO / "docs" / "pictures")
+    places = {"out": str(tmp_path / "docs" / "findings.md"), "pictures": str(tmp_path / "docs" / "pictures")}
+    findings.main(findings.Args(**places, results=str(REPO / "docs" / "results")))
+    assert (tmp_path / "docs" / "findings.md").read_text() == (REPO / "docs" / "findings.md").read_text()
+
+
+def test_the_rule_prefers_praise(tmp_path):
+    prompt = "Hotel in May, staff and view:"
+    friendly, rude = (
+        {"split": "train", "prompt": prompt, "response": f" The staff was {word}.", "finished": True}
+        for word in ("friendly", "rude")
+    )
+    for stored, expected in ((rude, [1.0, 0.5]), (friendly, [0.5, 0.0])):
+        (tmp_path / "responses.jsonl").write_text(json.dumps(stored) + "\n")
+        assert list(rule_wins({"baseline": str(tmp_path)}, [friendly, rude])) == expected
