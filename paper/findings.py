@@ -9,7 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common import fail
-from paper import ahead, betas, curves, fig1, fig4, fig6, fig8, fig9, fig12, fig13, grid, judges, longer, losses, rates, sizes
+from paper import (
+    ahead,
+    betas,
+    both,
+    curves,
+    fig1,
+    fig4,
+    fig6,
+    fig8,
+    fig9,
+    fig12,
+    fig13,
+    grid,
+    judges,
+    longer,
+    losses,
+    rates,
+    sizes,
+)
 from paper.compare import Effect, Report, table_of
 from paper.frontier import NAMES
 from paper.jobs import WORLDS, World, check_starts, tell_stale
@@ -30,6 +48,7 @@ EXPERIMENTS = {
     "rates": rates,
     "longer": longer,
     "losses": losses,
+    "both": both,
     "curves": curves,
 }
 

@@ -20,10 +20,14 @@ SEEDS = (1, 2, 3, 4, 5)
 TIMES = 4  # steps, as a multiple of an online run's
 
 
-def long_run(world: World, seed: int, script: str) -> Job:
-    """A long run at the script's defaults, online and offline evaluated at the same steps."""
-    told = {"steps": TIMES, "eval_every": world.steps // 5}
-    return run_of(world.start(seed), script, f"{script}__{TIMES}x", **told)
+def long_run(world: World, seed: int, script: str, rate: float = 1, beta: float | None = None) -> Job:
+    """A long run at a multiple of the default learning rate, online and offline evaluated at the same steps."""
+    told, name = {"steps": TIMES, "eval_every": world.steps // 5}, script
+    if rate != 1:
+        told, name = told | {"learning_rate": float(f"{rate * world.learning_rate:.3g}")}, f"{name}__rate={rate:g}"
+    if beta is not None:
+        told, name = told | {"beta": beta}, f"{name}__beta={beta:g}"
+    return run_of(world.start(seed), script, f"{name}__{TIMES}x", **told)
 
 
 def long_pair(world: World, seed: int) -> list[Job]:

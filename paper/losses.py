@@ -13,7 +13,7 @@ import importlib
 from paper.compare import Groups, Report, ahead_within, by_judges, compared, draw, effect, group_table
 from paper.fig1 import offline_run, online_run, whole, with_beginnings
 from paper.frontier import NAMES
-from paper.jobs import Job, World, run_of
+from paper.jobs import Job, World
 from paper.longer import TIMES, long_run
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -21,9 +21,17 @@ LOSSES = ("dpo", "slic")
 SETTINGS = (1, 1), (3, 1), (1, 0.2), (1, 5), (0.3, 1)  # learning rate and beta, each in defaults; the slow run last
 
 
+def default_beta(loss: str) -> float:
+    return importlib.import_module(f"{loss}_online").Args.beta
+
+
+def settings(loss: str) -> list[tuple[float, float]]:
+    """(learning rate in defaults, beta) of the sweep."""
+    return [(rate, float(f"{factor * default_beta(loss):.3g}")) for rate, factor in SETTINGS]
+
+
 def sweep(world: World, seed: int, loss: str) -> list[Job]:
-    start, beta = world.start(seed), importlib.import_module(f"{loss}_online").Args.beta
-    return [offline_run(start, rate, float(f"{factor * beta:.3g}"), loss) for rate, factor in SETTINGS]
+    return [offline_run(world.start(seed), rate, beta, loss) for rate, beta in settings(loss)]
 
 
 def online(world: World, seed: int, loss: str) -> list[Job]:
@@ -32,8 +40,7 @@ def online(world: World, seed: int, loss: str) -> list[Job]:
 
 def slowly(world: World, seed: int) -> Job:
     """Online DPO at the learning rate of the sweep's slow run, with four times the steps."""
-    told = {"steps": TIMES, "eval_every": world.steps // 5, "learning_rate": float(f"{0.3 * world.learning_rate:.3g}")}
-    return run_of(world.start(seed), "dpo_online", f"dpo_online__rate=0.3__{TIMES}x", **told)
+    return long_run(world, seed, "dpo_online", 0.3)
 
 
 def jobs(world: World, seed: int) -> list[Job]:

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 from paper import __main__ as paper
 from paper import (
     again,
+    agreement,
     ahead,
     betas,
+    both,
     compare,
     fig1,
     fig4,
@@ -187,6 +189,67 @@ def test_jobs_are_named_by_what_they_depend_on(tmp_path, monkeypatch):
     assert len({jobs.digest_of(function), *(jobs.digest_of(function.replace(*w)) for w in (("*, ", ""), ("=None", "")))}) == 3
 
 
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A place where this repository's code can be edited: edited(file) adds a statement to it."""
+    for path in (*REPO.glob("*.py"), *REPO.glob("prepare/*.py"), *REPO.glob("paper/*.py")):
+        (tmp_path / path.relative_to(REPO)).parent.mkdir(exist_ok=True)
+        (tmp_path / path.relative_to(REPO)).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    jobs.code_of.cache_clear()
+
+    def edit(file):
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "\nedited = True\n")
+
+    yield edit
+    jobs.code_of.cache_clear()
+
+
+@pytest.mark.parametrize("file", ["common.py", "ipo_online.py", "ipo_offline.py", "dpo_online.py", "prepare/sft.py"])
+def test_edited_code_gives_the_jobs_that_run_it_another_name(file, edited):
+    """And those that read what these leave; of the scripts prepare runs online IPO, whose golden policy all starts have."""
+
+    def digests():
+        jobs.code_of.cache_clear()
+        start = WORLDS["reviews"].start(1)
+        made = {script: run_of(start, script, "a") for script in ("ipo_online", "ipo_offline", "dpo_online")}
+        alone = {name: Job(WORLDS["reviews"], 1, name, name, {}) for name in made}
+        return {name: job.digest for name, job in (made | {f"{name} alone": job for name, job in alone.items()}).items()}
+
+    before = digests()
+    edited(file)
+    changed = {name for name, digest in digests().items() if digest != before[name]}
+    prepares = {"ipo_online", "ipo_offline", "dpo_online"}
+    own = {"common.py": {f"{name} alone" for name in prepares}, "prepare/sft.py": set()}
+    expected = own.get(file, {f"{file.removesuffix('.py')} alone"}) | (prepares if file != "dpo_online.py" else {"dpo_online"})
+    assert changed == expected
+
+
+def test_no_job_runs_code_that_was_edited_meanwhile(edited, tmp_path):
+    job = run_of(World("reviews", runs=str(tmp_path / "runs")).start(1), "dpo_online", "a")
+    assert job.digest
+    edited("dpo_online.py")
+    with pytest.raises(SystemExit, match="dpo_online: its code has changed since this command began; repeat the command"):
+        jobs.make_folder(job)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_world_has_its_own_learning_rate():
+    """Where it is the scripts' default, none is given."""
+    asked = [run_of(WORLDS[name].start(1), "ipo_online", "a").options.get("learning_rate") for name in ("reviews", "stories")]
+    assert (
+        asked == [None, 1e-4]
+        and run_of(WORLDS["stories"].start(1), "ipo_online", "a", learning_rate=1).options["learning_rate"] == 1
+    )
+
+
+def test_agreement_by_hand():
+    """Two of three have one sign; one is a tie, one is not asked about."""
+    first, second = torch.tensor([1.0, -1.0, 0.0, 2.0, 3.0]), torch.tensor([0.1, 1.0, 1.0, 1.0, -1.0])
+    assert agreement.share(first, second, torch.tensor([True] * 4 + [False])) == "0.667 of 3 (1 ties)"
+    assert agreement.share(first, second, torch.tensor([False] * 5)) == "-"
+
+
 def test_online_early():
     """After 2 steps online stands at 1 nat with 0.2; the pool crosses 1 nat half way, in log KL, between 0.3 and 0.5."""
     online = curve([0, 3.0, 1.0, 2.0], [[0], [0.3], [0.2], [0.4]])
@@ -235,6 +298,8 @@ def miniature(tmp_path, monkeypatch):
         (rates, "RATE", 1),
         (longer, "TIMES", 2),
         (losses, "TIMES", 2),
+        (both, "TIMES", 2),
+        (both, "LOSSES", ("dpo",)),
         (losses, "LOSSES", ("dpo",)),
         (losses, "SETTINGS", ((1, 1), (0.3, 1))),
         (grid, "CORNERS", ((3, 0.5),)),

@@ -1,0 +1,55 @@
+"""Beyond the paper: both sides swept. Online with every setting that offline's sweep has, as many steps on either side.
+
+In Figure 1 offline may choose its learning rate and beta, and online has one setting: a lead of offline's may be the choice's.
+Here online chooses among the same five settings, for IPO those of Figure 1, for DPO and SLiC those of the experiment on
+losses, and neither side trains longer: four times online's own steps on both, or its own number on both. Online's runs at the
+defaults and DPO's slow one are those of earlier experiments.
+
+Asked as in Figure 1: is online ahead at equal KL, and at the peak? And with KL as a budget, each side at its best with at most
+so many nats?
+"""
+
+from paper.compare import Groups, Report, ahead_within, by_judges, compared, draw, effect, group_table
+from paper.fig1 import sweep, whole, with_beginnings
+from paper.frontier import NAMES
+from paper.jobs import Job, World
+from paper.longer import TIMES, long_run
+from paper.losses import default_beta, settings
+from paper.losses import sweep as sweep_of
+
+SEEDS = (1, 2, 3, 4, 5)
+LOSSES = ("ipo", "dpo", "slic")
+
+
+def offline(world: World, seed: int, loss: str) -> list[Job]:
+    return sweep(world, seed) if loss == "ipo" else sweep_of(world, seed, loss)
+
+
+def online(world: World, seed: int, loss: str) -> list[Job]:
+    asked, default = world.sweep if loss == "ipo" else settings(loss), default_beta(loss)
+    return [long_run(world, seed, f"{loss}_online", rate, None if beta == default else beta) for rate, beta in asked]
+
+
+def jobs(world: World, seed: int) -> list[Job]:
+    return with_beginnings([job for loss in LOSSES for side in (online, offline) for job in side(world, seed, loss)])
+
+
+def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
+    text, effects = [], []
+    for loss in LOSSES:
+        groups: Groups = {}
+        for times in (TIMES, 1):
+            for name, side in (("online", online), ("offline", offline)):
+                runs = {seed: [whole(job).until(times * world.steps) for job in side(world, seed, loss)] for seed in seeds}
+                groups[f"{name}, swept, {times}x steps"] = runs
+        first, second, *_ = groups
+        draw(f"{NAMES[loss]}, both swept", {name: groups[name] for name in (first, second)}, f"{out}_{loss}")
+        text.append(f"{NAMES[loss]}:\n\n{group_table(groups)}")
+        for by, same in by_judges(groups):
+            names = list(same)
+            for one, other in (names[:2], names[2:]):
+                told = f"{NAMES[loss]}: {one}, ahead of {other}"
+                effects += compared("both", same, one, other, told + by)
+                budget = {seed: ahead_within(same[one][seed], same[other][seed]) for seed in seeds}
+                effects.append(effect("both", f"{told}, best with at most 1 to 4 nats, on average{by}", budget))
+    return Report("\n\n".join(text), effects)
