@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from common import (
     batch_order,
@@ -71,6 +72,17 @@ def test_conversations_go_through_the_chat_template(tmp_path):
     with pytest.raises(SystemExit, match="row 0: roles must alternate"):
         load(tmp_path / "a.jsonl", tokenizer)
     assert explicit[0]["text"] == "ubacuda" and explicit[0]["chosen"] == [6, 1] and explicit[0]["rejected"] == [7, 7, 1]
+
+
+def test_a_chat_template_that_writes_the_beginning_gets_no_second_one():
+    """A tokenizer that puts a beginning before every text does not where the text has one; alone it does."""
+    tokenizer = letter_tokenizer(letters="abcdefgh")
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    for prompts in (["ab", "c"], ["<bos>ab", "<bos>c"]):
+        heads, tails, alone = encode(tokenizer, prompts, ["d", "ef"], [True, False])
+        assert heads == [[bos, 2, 3], [bos, 4]] and tails == [[5, 1], [6, 7]] and not alone
 
 
 def test_decode_is_the_inverse_of_encode_even_where_a_tokenizer_cleans_up():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 from common import Judge, encode, load_judge, load_pairs, load_tokenizer, margin, mean_stderr, score, wins
 from prepare.preference_model import agreement, preference_nll, relabelled
@@ -56,6 +56,27 @@ def test_the_form_decides_what_is_subtracted(pad, tmp_path):
                 r12, r21 = (torch.tensor(single(x + a + [eos] + b + [eos])).sigmoid() for a, b in ((y1, y2), (y2, y1)))
                 expected = (r12 - r21).item()
             assert m == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["pointwise", "pairwise"])
+def test_scores_that_are_kept_change_no_margin(form, tmp_path):
+    """The opponent's, at every evaluation the same; a pairwise judge has none to keep."""
+    judge = tiny_judge(form, tmp_path)
+    for first in (FIRST, SECOND, [[4, 1], *FIRST[1:]]):
+        kept, anew = (margin(judge, PROMPTS, first, SECOND, store_second=some) for some in (True, False))
+        assert kept.tolist() == pytest.approx(anew.tolist(), abs=1e-5) and torch.equal(kept == 0, anew == 0)
+    assert (judge.stored is not None) == (form == "pointwise")
+
+
+def test_an_encoder_reads_no_padding():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=10, num_labels=1, **sizes)).eval()
+    sequences = [x + y for x, y in zip(PROMPTS * 2, FIRST + SECOND)]
+    assert len(set(map(len, sequences))) > 2 and not hasattr(model, "score")
+    with torch.no_grad():
+        alone = [model(torch.tensor([ids])).logits.item() for ids in sequences]
+        assert score(model, sequences).tolist() == pytest.approx(alone, abs=1e-5)
 
 
 def test_training_losses_by_hand(tmp_path):
