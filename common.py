@@ -313,6 +313,7 @@ def choose_folder(args, script: str) -> Path:
     if changed := changed_arguments(args, out):
         fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")
     if (out / "policy").exists():
+        shutil.rmtree(out / "checkpoint", ignore_errors=True)  # left where it was killed while this was removed
         print(f"{out}: this run is finished")
         raise SystemExit(0)
     if getattr(args, "track", False) and not importlib.util.find_spec("wandb"):
@@ -443,7 +444,7 @@ def finish_run(out: Path, policy, tokenizer, log) -> None:
     """Write policy/, which says that the run is finished, and remove what was there to go on from."""
     save_policy(out / "policy", policy, tokenizer)
     if not rank():
-        shutil.rmtree(out / "checkpoint")
+        shutil.rmtree(out / "checkpoint", ignore_errors=True)
         log.close()
     print(f"wrote {out}")
 

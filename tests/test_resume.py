@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -78,6 +79,56 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(start, tmp_
     assert_equal_runs(folder, tmp_path / "whole")
     assert not (folder / "checkpoint").exists()
     assert "this run is finished" in call(*command).stdout
+
+
+class Killed(BaseException):
+    """Nothing catches it."""
+
+
+DOOM = {}  # thread: who is to die; folder: whose changes it counts; left: how many there are before its end
+
+
+def watch(event: str, args: tuple) -> None:
+    """Called by Python before it opens, renames, cuts or removes; behind the end all of these fail."""
+    if not DOOM or DOOM["thread"] != threading.get_ident():
+        return
+    removes = event in ("os.remove", "os.rmdir")
+    changes = removes or event in ("os.rename", "os.truncate") or (event == "open" and set(args[1] or "") & set("wax+"))
+    # shutil.rmtree removes by names within an open folder
+    if (
+        changes
+        and (str(args[0]).startswith(DOOM["folder"]) or (removes and args[1] >= 0))
+        and not str(args[0]).endswith(".lock")
+    ):
+        DOOM["left"] -= 1
+        if DOOM["left"] < 0:
+            raise Killed
+
+
+def test_killed_before_any_change_of_a_file_it_keeps_what_it_had(start, tmp_path):
+    """One change more at each try since the last checkpoint, until the end: none is lost before there is a newer one."""
+    few = ["--steps", 8, "--batch-size", 2, "--eval-prompts", 2, "--kl-prompts", 2, "--save-stream"]
+    command = ["ipo_online.py", "--start", start, *LONG, *few, "--out"]
+    call(*command, tmp_path / "whole")
+    sys.addaudithook(watch)  # for good: there is no way to remove one
+    folder, reached, changes, tries = tmp_path / "killed", 0, 0, 0
+    while not (folder / "policy").exists() or (folder / "checkpoint").exists():
+        changes, tries = changes + 1, tries + 1
+        DOOM.update(thread=threading.get_ident(), folder=str(folder), left=changes)
+        try:
+            call(*command, folder, "--resume")
+        except Killed:
+            pass
+        finally:
+            DOOM.clear()
+        kept = [int(path.name) for path in folder.glob("checkpoint/*") if path.name.isdigit()]
+        now = 9 if (folder / "policy").exists() else max(kept, default=0)
+        assert now >= reached, f"at change {changes} it had {reached} steps, and has {now}"
+        reached, changes = now, changes if now == reached else 0
+    assert tries > 20 and reached == 9
+    assert_equal_runs(folder, tmp_path / "whole", count=8)
+    assert (folder / "stream" / "train.jsonl").read_bytes() == (tmp_path / "whole" / "stream" / "train.jsonl").read_bytes()
+    assert "this run is finished" in call(*command, folder, "--resume").stdout
 
 
 def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(start, tmp_path):
