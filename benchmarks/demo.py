@@ -5,6 +5,7 @@
 Includes the installation; packages come from wherever pip is told to take them. The last line is JSON.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "clone")
         subprocess.run(["git", "clone", "--quiet", HERE.parent, clone], check=True)

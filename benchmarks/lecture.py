@@ -7,6 +7,7 @@ JSON. Seconds are the commands' alone: reading and talking come on top. Step 1 i
 told to take them.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ def commands(page: str) -> dict[str, str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     steps = commands((HERE.parent / "docs" / "lecture.md").read_text())
     typed = "\n".join(f"echo '# {name}'\n{lines}\necho '{CLOCK}'$SECONDS" for name, lines in steps.items())
     times = []

@@ -18,6 +18,7 @@ from common import batch_order, decode, generator, sample_in_parts
 from tests.conftest import SCRIPTS, call, letter_tokenizer, made_once, read_jsonl, tiny_model
 
 STEPS, BATCH, RATE, BETA, CLIP, PROMPTS, SEED = 3, 4, 1e-3, 0.4, 0.5, 8, 5
+READ = 1  # of the hybrid's batch
 SETTINGS = ["--steps", STEPS, "--batch-size", BATCH, "--learning-rate", RATE, "--beta", BETA, "--max-grad-norm", CLIP]
 SETTINGS += ["--seed", SEED, "--eval-every", 1, "--eval-prompts", PROMPTS, "--kl-prompts", 5, "--save-policies"]
 LOSS = {
@@ -33,7 +34,8 @@ def finished(start, tmp_path_factory):
     """script -> its run, made when it is first asked for."""
 
     def run(script):
-        command = [f"{script}.py", "--start", start, *SETTINGS, *["--save-stream"] * (not script.endswith("offline")), "--out"]
+        command = [f"{script}.py", "--start", start, *SETTINGS, *["--save-stream"] * (not script.endswith("offline"))]
+        command += ["--offline-share", READ / BATCH] * script.endswith("hybrid") + ["--out"]
         with torch.enable_grad():
             return made_once(tmp_path_factory, f"adds_up_{script}", lambda folder: call(*command, folder))
 
@@ -62,6 +64,15 @@ class Texts:
     def ids(self, prompt: str, response: str, finished: bool) -> tuple[list[int], list[int]]:
         x, both = (self.tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, prompt + response))
         return x, both[len(x) :] + [self.tokenizer.eos_token_id] * finished
+
+
+def sampled_again(policy, written: list[dict], texts: Texts, seed: int, step: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of an evaluation's prompts and responses, which its texts would not give back: a special token is not in them."""
+    prompts = [texts.ids(said["prompt"], "", False)[0] for said in written]
+    told = 33, generator(seed, step, "evaluate"), texts.tokenizer, 256
+    sampled = sample_in_parts(ipo_online.sample, policy, prompts, *told)
+    assert decode(texts.tokenizer, prompts, sampled)[0] == [said["response"] for said in written]
+    return prompts, sampled
 
 
 def score(judge, x: list[int], y: list[int]) -> float:
@@ -93,11 +104,14 @@ def test_the_proxy_has_labelled_what_was_sampled(script, start, finished):
     """The chosen response is the one that the proxy, not golden, scores higher, by the margin that is kept."""
     texts = Texts(start)
     proxy, data = load(start / "proxy", AutoModelForSequenceClassification), golden_pairs(start, texts)
-    for pairs in pairs_of(script, finished(script), start, texts):
-        read = BATCH // 2 if script == "ipo_hybrid" else 0
-        assert all(pair in data for pair in pairs[:read])
+    steps = pairs_of(script, finished(script), start, texts)
+    for pairs, indices in zip(steps, batch_order(len(data), BATCH, STEPS, SEED).tolist(), strict=True):
+        assert [x for x, *_ in pairs] == [data[i][0] for i in indices]
+        read = READ if script == "ipo_hybrid" else 0
+        assert pairs[:read] == [data[i] for i in indices[:read]]
         for x, chosen, rejected, margin in pairs[read:]:
             assert score(proxy, x, chosen) - score(proxy, x, rejected) == pytest.approx(margin, abs=1e-4) and margin >= 0
+            assert (chosen == rejected) == (margin == 0)
 
 
 @torch.no_grad()
@@ -113,11 +127,9 @@ def test_an_evaluation_says_what_its_responses_are(script, start, finished):
     for row in read_jsonl(run / "evals.jsonl")[1:]:
         policy = load(run / "policies" / str(row["step"]))
         written = read_jsonl(run / "responses" / f"{row['step']}.jsonl")
-        # sampled once more, for the ids: a special token is not in the text
-        prompts = [texts.ids(said["prompt"], "", False)[0] for said in written]
-        told = 33, generator(SEED, row["step"], "evaluate"), texts.tokenizer, 256
-        sampled = sample_in_parts(ipo_online.sample, policy.float(), prompts, *told)
-        assert decode(texts.tokenizer, prompts, sampled)[0] == [said["response"] for said in written]
+        prompts, sampled = sampled_again(policy.float(), written, texts, SEED, row["step"])
+        ended = [y[-1] == texts.tokenizer.eos_token_id for y in sampled]
+        assert ended == [said["finished"] for said in written] and row["finished"] == statistics.mean(ended)
         assert row["response_length"] == statistics.mean(map(len, sampled))
         policy.double()
         kls = []
@@ -125,6 +137,7 @@ def test_an_evaluation_says_what_its_responses_are(script, start, finished):
             p, q = (logprobs(m, x, y) for m in (policy, sft))
             kls.append((p.exp() * (p - q)).sum().item())
         assert row["kl"] == pytest.approx(statistics.mean(kls), rel=1e-3)
+        assert row["kl_stderr"] == pytest.approx(statistics.stdev(kls) / len(kls) ** 0.5, rel=1e-3)
         for name, judge in judges.items():
             for key, split in ((name, "train"), (f"{name}_heldout", "test")):
                 said = [each | {"ids": y} for each, y in zip(written, sampled) if each["split"] == split]
@@ -134,7 +147,9 @@ def test_an_evaluation_says_what_its_responses_are(script, start, finished):
                     x, y = texts.ids(other["prompt"], other["response"], other["finished"])
                     margins.append(score(judge, x, own["ids"]) - score(judge, x, y))
                 assert [each[f"{name}_margin"] for each in said] == pytest.approx(margins, abs=1e-4)
-                assert row[key] == statistics.mean((m > 0) + 0.5 * (m == 0) for m in margins)
+                won = [(m > 0) + 0.5 * (m == 0) for m in margins]
+                assert row[key] == statistics.mean(won)
+                assert row[f"{key}_stderr"] == pytest.approx(statistics.stdev(won) / len(won) ** 0.5)
         ratios = [[(logprob(policy, x, y) - logprob(sft, x, y)).item() for y in both] for x, *both, _ in data]
         assert row["chosen_logratio"] == pytest.approx(statistics.mean(c for c, _ in ratios), abs=1e-3)
         assert row["rejected_logratio"] == pytest.approx(statistics.mean(r for _, r in ratios), abs=1e-3)
@@ -167,6 +182,7 @@ def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, start, fin
         expected |= dict(zip(("logps/chosen", "logps/rejected"), map(statistics.mean, zip(*logps))))
         expected |= {"rewards/chosen": rewards[0], "rewards/rejected": rewards[1], "rewards/margins": rewards[0] - rewards[1]}
         assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert row["ties"] == sum(margin == 0 for *_, margin in pairs) / BATCH
         if step:
             assert row["rewards/accuracies"] == statistics.mean((c > r) + 0.5 * (c == r) for c, r in ratios)
         after = load(run / "policies" / str(step + 1))
@@ -217,3 +233,61 @@ def test_fine_tuning_learns_both_responses(tmp_path):
     with torch.no_grad():
         each = [logprob(model, x, y + [tokenizer.eos_token_id]).exp().item() for y in (chosen, rejected)]
     assert each == pytest.approx([0.5, 0.5], abs=0.1)
+
+
+@torch.no_grad()
+def test_classifiers_are_counted_by_golden(start, finished, tmp_path):
+    """python -m paper.classify: three pairs at the end of each half of the run; golden is right, and its ties do not count."""
+    texts, run = Texts(start), finished("ipo_online")
+    golden, sft = load(start / "golden", AutoModelForSequenceClassification), load(start / "sft")
+    policies = {str(run / "policies" / str(step)): load(run / "policies" / str(step)) for step in (1, 3)}
+    pairs = [pair for step in pairs_of("ipo_online", run, start, texts) for pair in step]
+    call(
+        "-m", "paper.classify", "--run", run, "--policies", *policies, "--moments", 2, "--pairs", 3, "--out", tmp_path / "out"
+    )
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["pairs"] == [6, 12] and list(result["accuracy"]) == ["proxy", *policies]
+    for i, end in enumerate(result["pairs"]):
+        counted = [(x, y, z) for x, y, z, _ in pairs[end - 3 : end] if y != z]
+        truth = [score(golden, x, y) > score(golden, x, z) for x, y, z in counted]
+        right = {"proxy": truth}
+        for name, policy in policies.items():
+            h = [
+                (logprob(policy, x, y) - logprob(sft, x, y)) - (logprob(policy, x, z) - logprob(sft, x, z))
+                for x, y, z in counted
+            ]
+            right[name] = [(value > 0) == said for value, said in zip(h, truth)]
+        assert result["counted"][i] == len(counted)
+        assert {name: result["accuracy"][name][i] for name in right} == {
+            name: pytest.approx(statistics.mean(map(float, values))) for name, values in right.items()
+        }
+
+
+@torch.no_grad()
+def test_bf16_trains_and_samples_and_never_judges_or_measures(start, tmp_path):
+    """Labels and margins are those of fp32, to more digits than bf16 has; the step is not."""
+    texts, settings = (
+        Texts(start),
+        ["--steps", 1, "--batch-size", 8, "--eval-prompts", 8, "--kl-prompts", 8, "--save-policies"],
+    )
+    for name, precision in (("whole", "fp32"), ("half", "bf16")):
+        command = ["--start", start, *settings, "--precision", precision]
+        with torch.enable_grad():
+            call("ipo_online.py", *command, "--save-stream", "--out", tmp_path / f"online_{name}")
+            call("ipo_offline.py", *command, "--out", tmp_path / f"offline_{name}")
+    proxy, golden = (load(start / role, AutoModelForSequenceClassification) for role in ("proxy", "golden"))
+    for row in read_jsonl(tmp_path / "online_half" / "stream" / "train.jsonl"):
+        scores = [score(proxy, row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids")]
+        assert scores[0] - scores[1] == pytest.approx(row["margin"], abs=1e-4)
+    first, other = (read_jsonl(tmp_path / f"offline_{name}" / "evals.jsonl")[0] for name in ("whole", "half"))
+    assert first == other  # before the first step
+    moved = [load(tmp_path / f"offline_{name}" / "policy").parameters() for name in ("whole", "half")]
+    apart = [(a - b).abs().max().item() for a, b in zip(*moved)]
+    assert max(apart) > 1e-6  # rounded gradients
+    opponents = {row["prompt"]: row for row in read_jsonl(start / "golden_policy" / "responses.jsonl")}
+    written = read_jsonl(tmp_path / "offline_half" / "responses" / "1.jsonl")
+    policy = AutoModelForCausalLM.from_pretrained(tmp_path / "offline_half" / "policies" / "1").eval()
+    for said, x, y in zip(written, *sampled_again(policy, written, texts, 1, 1)):
+        other = opponents[said["prompt"]]
+        other = texts.ids(other["prompt"], other["response"], other["finished"])
+        assert score(golden, x, y) - score(golden, *other) == pytest.approx(said["win_rate_margin"], abs=1e-4)

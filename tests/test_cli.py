@@ -380,6 +380,13 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     svg = (tmp_path / "two.svg").read_text()
     assert "online IPO, first" in svg and "online IPO, second" in svg and not list(tmp_path.glob("*.png.*"))
     assert "is a folder; name the picture" in call("-m", "paper", "frontier", *twice, "--out", tmp_path, code=1).stderr
+    # the best evaluation is another than the last
+    rows = read_jsonl(twice[0] / "evals.jsonl")
+    rows[1] |= {"win_rate": 0.9876, "kl": 2.345}
+    (twice[0] / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "0.988 at 2.35 nats" in call("-m", "paper", "frontier", *twice, "--out", tmp_path / "two").stdout
+    call("tools/report.py", *twice, "--out", tmp_path / "two.html")
+    assert "0.988 at 2.35 nats" in (tmp_path / "two.html").read_text()
     # prompts of other data that speak of a month, and runs from two starts
     args, rows = json.loads((twice[0] / "args.json").read_text()), read_jsonl(twice[0] / "responses" / "3.jsonl")
     rows = [row | {"prompt": f"We met in May, {i}"} for i, row in enumerate(rows)]
@@ -602,7 +609,10 @@ def test_a_real_language_model_in_miniature(tmp_path):
 
 
 def test_benchmarks_say_what_they_need():
-    assert "--rounds" in call("benchmarks/steps.py", "--help").stdout
+    for path in (REPO / "benchmarks").glob("*.py"):
+        if path.stem != "trl_steps":  # TRL's side of steps.py
+            text = call(path, "--help").stdout
+            assert text.startswith("usage: ") and path.name in text.splitlines()[0]
     if importlib.util.find_spec("trl"):
         assert "no such start" in call("benchmarks/steps.py", "--start", "nowhere", code=1).stderr
     else:
