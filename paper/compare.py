@@ -53,11 +53,12 @@ class Curve:
 Groups = dict[str, dict[int, list[Curve]]]  # {what they are: {seed: curves}}
 
 
-def load_curve(job: Job) -> Curve:
-    """A run's evaluations and the verdicts behind them, from its kept result."""
+def load_curve(job: Job, verdicts: dict | None = None) -> Curve:
+    """A run's evaluations and the verdicts behind them, from its kept result, or others of the same form."""
     row = read(job)
-    judges = [name for name, digits in row["wins"].items() if digits]
-    wins = torch.tensor([[[int(d) / 2 for d in digits] for digits in row["wins"][name]] for name in judges])
+    verdicts = verdicts or row["wins"]
+    judges = [name for name, digits in verdicts.items() if digits]
+    wins = torch.tensor([[[int(d) / 2 for d in digits] for digits in verdicts[name]] for name in judges])
     return Curve(row["evals"], wins.double().transpose(0, 1), judges)
 
 
@@ -65,7 +66,11 @@ def join(beginning: Job, run: Job) -> Curve:
     """A run's curve with the denser evaluations of its beginning, which was run again: the same training to the byte."""
     if read(beginning)["metrics"]["first"] != read(run)["metrics"]["first"]:
         raise SystemExit(f"error: {beginning.result} is not the beginning of {run.result}; make both on one machine")
-    first, rest = load_curve(beginning), load_curve(run)
+    return behind(load_curve(beginning), load_curve(run))
+
+
+def behind(first: Curve, rest: Curve) -> Curve:
+    """The first curve, and of the rest what comes after its steps."""
     after = slice(sum(row["step"] <= first.evals[-1]["step"] for row in rest.evals), None)
     return replace(rest, evals=first.evals + rest.evals[after], wins=torch.cat([first.wins, rest.wins[after]]))
 

@@ -25,6 +25,7 @@ from paper import (
     judges,
     longer,
     losses,
+    opponent,
     rates,
     sizes,
 )
@@ -49,6 +50,7 @@ EXPERIMENTS = {
     "longer": longer,
     "losses": losses,
     "both": both,
+    "opponent": opponent,
     "curves": curves,
 }
 

@@ -29,7 +29,7 @@ SECONDS = {"offline": 0.1, "online": 0.25, "hybrid": 0.2, "evaluation": 2, "star
 BEGINNING = 40  # the first steps of some runs are run again with more evaluations
 LOSS_WINDOW = 20  # steps whose mean loss is kept
 OTHERS = {"prepare": 150, "prepare.sft": 40, "prepare.preference_model": 40, "prepare.pairs": 60}
-OTHERS |= {"paper.classify": 15, "paper.turned": 5}
+OTHERS |= {"paper.classify": 15, "paper.turned": 5, "paper.rejudge": 30}
 WITHOUT_EFFECT = ("save_stream", "save_policies", "jobs")  # on numbers
 # One thread, and no AVX-512: with it torch's softmax and oneDNN's GELU round differently, and after some steps other texts
 # are sampled.

@@ -36,9 +36,10 @@ from paper import (
 )
 from paper.compare import Curve, Effect, ahead_at_kl, ahead_within, at_kl, best_of, compared, join, load_curve, peak
 from paper.findings import EXPERIMENTS, effect_table
-from paper.frontier import rule_wins
+from paper.frontier import load_run, rule_wins, train_rows
 from paper.jobs import WORLDS, Job, Part, World, make, plan, run_of, stale
-from tests.conftest import MINIATURE, REPO, SCRIPTS, call, read_jsonl
+from paper.rejudge import answers
+from tests.conftest import MINIATURE, REPO, SCRIPTS, SHORT, call, read_jsonl
 
 
 def curve(kl, wins, steps=None):
@@ -415,6 +416,32 @@ def test_the_command_line(tmp_path):
     assert "22 jobs to make: about" in text and text.count("ipo_offline__stream__shuffle") == 16
     done = call("-m", "paper", "findings", "--results", tmp_path / "results", "--out", tmp_path / "page.md", code=1)
     assert "no experiment has all its results for any seed" in done.stderr and not (tmp_path / "page.md").exists()
+
+
+def test_judged_again_it_is_what_a_run_with_that_opponent_is_judged(start, runs, tmp_path):
+    """One run against the golden policy, the same run against another opponent: the same answers, and other verdicts."""
+    other = [row | {"response": " The staff was rude.", "finished": True} for row in answers(start / "golden_policy").values()]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    call("ipo_online.py", "--start", start, *SHORT, "--baseline", tmp_path / "other", "--out", tmp_path / "run")
+    command = ["-m", "paper.rejudge", "--runs", runs["ipo_online"], "--out"]
+    for baseline, run, out in (("other", tmp_path / "run", "a"), (start / "golden_policy", runs["ipo_online"], "b")):
+        call(*command, tmp_path / out, "--baseline", tmp_path / baseline)
+        (found,) = json.loads((tmp_path / out / "result.json").read_text())
+        args, evals = load_run(str(run))
+        kept = [train_rows(run, row["step"]) for row in evals]
+        assert found["golden"] == ["".join("012"[1 + (m > 0) - (m < 0)] for m in column(rows)) for rows in kept]
+        assert found["rule"] == ["".join(f"{2 * win:.0f}" for win in rule_wins(args, rows).tolist()) for rows in kept]
+    assert (tmp_path / "a" / "result.json").read_text() != (tmp_path / "b" / "result.json").read_text()
+    done = call(*command, tmp_path / "c", "--baseline", tmp_path / "run", code=1)
+    assert "responses.jsonl: no such file; name the folder of a golden policy" in done.stderr
+    call("ipo_offline.py", "--start", start, *SHORT, "--baseline", tmp_path / "other", "--out", tmp_path / "third")
+    done = call(*command[:4], tmp_path / "third", "--out", tmp_path / "c", "--baseline", tmp_path / "other", code=1)
+    assert "have not one golden judge and one golden policy" in done.stderr and not (tmp_path / "c").exists()
+
+
+def column(rows: list[dict]) -> list[float]:
+    return [row["win_rate_margin"] for row in rows]
 
 
 def test_the_readme_says_what_was_found():
