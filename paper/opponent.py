@@ -5,6 +5,7 @@ the runs; here for half as many, 200, which makes `python -m prepare` quicker. H
 again from what they wrote. What moves is where 0.5 lies. Do the two primary claims?
 """
 
+from common import fail
 from paper.compare import Curve, Groups, Report, behind, by_judges, compared, draw, group_table, load_curve
 from paper.fig1 import beginning, online_run, sweep
 from paper.jobs import Job, Part, World, read
@@ -29,11 +30,14 @@ def jobs(world: World, seed: int) -> list[Job]:
 
 
 def curves(world: World, seed: int) -> list[Curve]:
-    """The curve of each run against the other opponent."""
-    verdicts, made = iter(read(rejudged(world, seed))["result"]), []
+    """The curve of each run against the other opponent: its kept evaluations with other verdicts."""
+    judged, made = iter(read(rejudged(world, seed))["result"]), []
     for job in runs(world, seed):
-        first, rest = (load_curve(part, next(verdicts)) for part in (beginning(job), job))
-        made.append(behind(first, rest))
+        parts = {part: next(judged) for part in (beginning(job), job)}
+        for part, found in parts.items():
+            if found["metrics"] != read(part)["metrics"]["all"]:
+                fail(f"{part.result}: is of another run than was judged again; make both on one kind of machine")
+        made.append(behind(*(load_curve(part, found["wins"]) for part, found in parts.items())))
     return made
 
 

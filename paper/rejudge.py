@@ -5,9 +5,10 @@
 A run keeps golden's margin of every answer over the opponent's. The margin over another opponent differs from it by golden's
 margin between the two opponents, which is the same for all runs: nothing is sampled again. That holds for a pointwise judge.
 Writes FOLDER/result.json: for each run and evaluation a digit per training prompt, 0 lost, 1 tie, 2 won, by golden and, in the
-embedded world, by the rater's exact rule.
+embedded world, by the rater's exact rule; and by a hash of its metrics which run it was.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,9 @@ def main(args: Args) -> None:
             # an answer that is the other opponent's to the letter: two differences that cancel, but for rounding
             verdicts["golden"].append(digits(wins(torch.where(margins.abs() < 1e-5, 0.0, margins))))
             verdicts["rule"].append(digits(rule_wins(told | {"baseline": args.baseline}, rows)))
-        results.append({name: [said for said in values if said is not None] for name, values in verdicts.items()})
+        lines = Path(folder, "metrics.jsonl").read_bytes().splitlines()
+        kept = {name: [said for said in values if said is not None] for name, values in verdicts.items()}
+        results.append({"wins": kept, "metrics": hashlib.sha256(b"\n".join(lines)).hexdigest()})
     with finished_folder(args.out) as made:
         (made / "result.json").write_text(json.dumps(results) + "\n")
 

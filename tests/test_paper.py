@@ -430,8 +430,8 @@ def test_judged_again_it_is_what_a_run_with_that_opponent_is_judged(start, runs,
         (found,) = json.loads((tmp_path / out / "result.json").read_text())
         args, evals = load_run(str(run))
         kept = [train_rows(run, row["step"]) for row in evals]
-        assert found["golden"] == ["".join("012"[1 + (m > 0) - (m < 0)] for m in column(rows)) for rows in kept]
-        assert found["rule"] == ["".join(f"{2 * win:.0f}" for win in rule_wins(args, rows).tolist()) for rows in kept]
+        assert found["wins"]["golden"] == ["".join("012"[1 + (m > 0) - (m < 0)] for m in column(rows)) for rows in kept]
+        assert found["wins"]["rule"] == ["".join(f"{2 * win:.0f}" for win in rule_wins(args, rows).tolist()) for rows in kept]
     assert (tmp_path / "a" / "result.json").read_text() != (tmp_path / "b" / "result.json").read_text()
     done = call(*command, tmp_path / "c", "--baseline", tmp_path / "run", code=1)
     assert "responses.jsonl: no such file; name the folder of a golden policy" in done.stderr
