@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -445,10 +446,14 @@ def column(rows: list[dict]) -> list[float]:
 
 
 def test_the_readme_says_what_was_found():
-    """The rows of README's table of findings stand in docs/findings.md to the letter."""
+    """The rows of README's table of findings, and each mean with its interval, stand in docs/findings.md to the letter."""
     rows = [line for line in (REPO / "README.md").read_text().splitlines() if line.startswith("| **online ahead of")]
     page = (REPO / "docs" / "findings.md").read_text()
     assert len(rows) >= 2 and all(row in page for row in rows)
+    number = r"([+-]\d\.\d{3})"
+    told = re.findall(rf"{number} \[{number}, {number}\]", " ".join((REPO / "README.md").read_text().split()))
+    assert len(told) > 15
+    assert [said for said in told if "| {} | {} to {} |".format(*said) not in page] == []
 
 
 def test_a_job_is_one_command():
