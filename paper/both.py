@@ -9,7 +9,7 @@ Asked as in Figure 1: is online ahead at equal KL, and at the peak? And with KL 
 so many nats?
 """
 
-from paper.compare import Groups, Report, ahead_within, by_judges, compared, draw, effect, group_table
+from paper.compare import NATS, Groups, Report, ahead_within, by_judges, compared, draw, effect, group_table
 from paper.fig1 import sweep, whole, with_beginnings
 from paper.frontier import NAMES
 from paper.jobs import Job, World
@@ -50,6 +50,21 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
             for one, other in (names[:2], names[2:]):
                 told = f"{NAMES[loss]}: {one}, ahead of {other}"
                 effects += compared("both", same, one, other, told + by)
-                budget = {seed: ahead_within(same[one][seed], same[other][seed]) for seed in seeds}
-                effects.append(effect("both", f"{told}, best with at most 1 to 4 nats, on average{by}", budget))
+                for levels, where in (((1,), "at most 1 nat"), (NATS, "at most 1 to 4 nats, on average")):
+                    budget = {seed: ahead_within(same[one][seed], same[other][seed], levels) for seed in seeds}
+                    effects.append(effect("both", f"{told}, best with {where}{by}", budget))
     return Report("\n\n".join(text), effects)
+
+
+WHAT_CAME_OUT = """
+Settings and questions were fixed before the runs, but for those with at most 1 nat alone, added when seeds 1 and 2 had been
+seen; online's runs at the defaults and DPO's slow one had been seen before.
+
+With four times online's steps on both sides online is ahead at equal KL with every loss, decided, by golden and by the rule:
+IPO by 0.16 and 0.14, DPO and SLiC by 0.04 to 0.05. IPO is so at the peak too, by both judges. With 1 to 4 nats as a budget
+online is ahead with every loss by golden; by the rule that is decided for IPO alone. So offline's leads in the experiment on
+losses, DPO's peak by golden and SLiC's budget, were those of a swept side against one that was not.
+
+What stays: within 1 nat offline IPO is ahead, by 0.06 and by the rule 0.08, less than in Figure 1, with its one online run;
+with DPO and SLiC the two sides are level there. And at the peak of DPO and SLiC the rule decides nothing.
+"""

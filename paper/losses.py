@@ -93,7 +93,8 @@ steps on both sides, the two are nearly the same at the 1 or 2 nats that both re
 peak by both judges. With KL as a budget the two sides are level, or online ahead, undecided.
 
 SLiC: at equal KL the seeds disagree, because its online runs pass the first nats within a few steps; with KL as a budget
-offline is ahead by 0.07 by golden and by 0.08 by the rule, decided. Online was not run slowly.
+offline is ahead by 0.07 by golden and by 0.08 by the rule, decided. Online was not run slowly here: with both sides swept (the
+next experiment) that lead is gone.
 
 The peak is where the two judges part. Golden's highest win rates are offline's, 0.88 at about 21 nats, where the rule gives
 0.2 to 0.3: neither loss ever pushes back, and at three times the rate or a small beta policies leave the texts that golden

@@ -10,7 +10,7 @@ from paper.compare import Curve, Groups, Report, behind, by_judges, compared, dr
 from paper.fig1 import beginning, online_run, sweep
 from paper.jobs import Job, Part, World, read
 
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = (1, 2)
 
 
 def runs(world: World, seed: int) -> list[Job]:
@@ -51,3 +51,9 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
     for by, same in by_judges(groups):
         effects += compared("opponent", same, *groups, f"online ahead of offline, swept{by}")
     return Report(group_table(groups), effects)
+
+
+WHAT_CAME_OUT = """
+Two seeds alone, for time, so that there are no verdicts. Within these seeds the leads shrink a little and keep their sign: at
+equal KL from 0.226 and 0.085 to 0.177 and 0.052, at the peak from 0.238 and 0.285 to 0.207 and 0.252.
+"""
