@@ -313,7 +313,7 @@ def choose_folder(args, script: str) -> Path:
     if changed := changed_arguments(args, out):
         fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")
     if (out / "policy").exists():
-        shutil.rmtree(out / "checkpoint", ignore_errors=True)  # left where it was killed while this was removed
+        shutil.rmtree(out / "checkpoint", ignore_errors=True)  # what a kill during its removal has left
         print(f"{out}: this run is finished")
         raise SystemExit(0)
     if getattr(args, "track", False) and not importlib.util.find_spec("wandb"):

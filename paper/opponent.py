@@ -1,8 +1,8 @@
 """Beyond the paper: does the opponent decide? Figure 1 against a golden policy that has trained for as long as online.
 
 Every win rate is against one opponent, the golden policy's stored responses. In the paper it has trained for as many steps as
-the runs; here for half as many, 200, which makes `python -m prepare` quicker. Here it has 400. The runs are Figure 1's, judged
-again from what they wrote. What moves is where 0.5 lies. Do the two primary claims?
+the runs; in the embedded world for half as many, 200, which makes `python -m prepare` quicker. In this experiment it has 400,
+and Figure 1's runs are judged again from what they wrote. That moves where 0.5 lies. Does it move the two primary claims?
 """
 
 from common import fail

@@ -242,9 +242,8 @@ def test_classifiers_are_counted_by_golden(start, finished, tmp_path):
     golden, sft = load(start / "golden", AutoModelForSequenceClassification), load(start / "sft")
     policies = {str(run / "policies" / str(step)): load(run / "policies" / str(step)) for step in (1, 3)}
     pairs = [pair for step in pairs_of("ipo_online", run, start, texts) for pair in step]
-    call(
-        "-m", "paper.classify", "--run", run, "--policies", *policies, "--moments", 2, "--pairs", 3, "--out", tmp_path / "out"
-    )
+    command = ["-m", "paper.classify", "--run", run, "--policies", *policies]
+    call(*command, "--moments", 2, "--pairs", 3, "--out", tmp_path / "out")
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["pairs"] == [6, 12] and list(result["accuracy"]) == ["proxy", *policies]
     for i, end in enumerate(result["pairs"]):
@@ -266,12 +265,9 @@ def test_classifiers_are_counted_by_golden(start, finished, tmp_path):
 @torch.no_grad()
 def test_bf16_trains_and_samples_and_never_judges_or_measures(start, tmp_path):
     """Labels and margins are those of fp32, to more digits than bf16 has; the step is not."""
-    texts, settings = (
-        Texts(start),
-        ["--steps", 1, "--batch-size", 8, "--eval-prompts", 8, "--kl-prompts", 8, "--save-policies"],
-    )
+    texts, settings = Texts(start), ["--steps", 1, "--batch-size", 8, "--eval-prompts", 8, "--kl-prompts", 8]
     for name, precision in (("whole", "fp32"), ("half", "bf16")):
-        command = ["--start", start, *settings, "--precision", precision]
+        command = ["--start", start, *settings, "--precision", precision, "--save-policies"]
         with torch.enable_grad():
             call("ipo_online.py", *command, "--save-stream", "--out", tmp_path / f"online_{name}")
             call("ipo_offline.py", *command, "--out", tmp_path / f"offline_{name}")

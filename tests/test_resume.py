@@ -94,12 +94,9 @@ def watch(event: str, args: tuple) -> None:
         return
     removes = event in ("os.remove", "os.rmdir")
     changes = removes or event in ("os.rename", "os.truncate") or (event == "open" and set(args[1] or "") & set("wax+"))
-    # shutil.rmtree removes by names within an open folder
-    if (
-        changes
-        and (str(args[0]).startswith(DOOM["folder"]) or (removes and args[1] >= 0))
-        and not str(args[0]).endswith(".lock")
-    ):
+    within = str(args[0]).startswith(DOOM["folder"]) if args else False
+    within |= removes and args[1] >= 0  # shutil.rmtree removes by names within an open folder
+    if changes and within and not str(args[0]).endswith(".lock"):
         DOOM["left"] -= 1
         if DOOM["left"] < 0:
             raise Killed

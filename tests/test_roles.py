@@ -46,9 +46,8 @@ def test_the_opponent_is_what_the_golden_policy_samples(start):
         texts = [row["prompt"] for row in rows]
         assert len(set(texts)) == 12 and set(texts) <= set(data)
         prompts = encode(tokenizer, texts, texts, [True] * len(texts))[0]
-        sampled = sample_in_parts(
-            ipo_online.sample, policy, prompts, LIMITS[1], generator(7, split, "golden policy"), tokenizer, 256
-        )
+        random = generator(7, split, "golden policy")
+        sampled = sample_in_parts(ipo_online.sample, policy, prompts, LIMITS[1], random, tokenizer, 256)
         assert [(row["response"], row["finished"]) for row in rows] == list(zip(*decode(tokenizer, prompts, sampled)))
 
 
@@ -111,9 +110,8 @@ def test_no_prompt_is_both_trained_on_and_held_out(tmp_path):
     lines = lines[: len(lines) - 7]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     split_by_prompt(Args(str(tmp_path / "start"), str(tmp_path / "model"), str(tmp_path / "pairs.jsonl")))
-    train, test = (
-        (tmp_path / "start" / "d_initial" / f"{split}.jsonl").read_text().splitlines() for split in ("train", "test")
-    )
+    files = (tmp_path / "start" / "d_initial" / f"{split}.jsonl" for split in ("train", "test"))
+    train, test = (file.read_text().splitlines() for file in files)
     assert Counter(train + test) == Counter(lines)
     train, test = ({json.loads(line)["prompt"] for line in part} for part in (train, test))
     assert len(test) == 2 and len(train) == 28 and not train & test
@@ -124,31 +122,14 @@ def test_each_policy_writes_its_side_of_a_pair(start, runs, tmp_path):
     final, tokenizer = runs["ipo_online"] / "policy", load_tokenizer(str(start / "sft"))
     judge = load_judge(str(start / "golden"), tokenizer, "cpu", *LIMITS)
     prompts = [pair["prompt"] for pair in load_pairs(str(start / "d_golden"), tokenizer, *LIMITS, "error")][:24]
-    command = [
-        "-m",
-        "prepare.pairs",
-        "--judge",
-        start / "golden",
-        "--dataset",
-        start / "d_golden",
-        "--pairs",
-        24,
-        "--policies",
-    ]
+    asked = ["--judge", start / "golden", "--dataset", start / "d_golden", "--pairs", 24]
+    command = ["-m", "prepare.pairs", *asked, "--policies"]
     for name, writers in (("one", [final]), ("two", [start / "sft", final])):
         said = call(*command, *writers, "--out", tmp_path / name).stdout
-        written = [
-            sample_in_parts(
-                ipo_online.sample,
-                load_policy(str(writer), "cpu", sum(LIMITS))[0],
-                prompts,
-                LIMITS[1],
-                generator(1, side, "pairs"),
-                tokenizer,
-                256,
-            )
-            for side, writer in enumerate((writers[0], writers[-1]))
-        ]
+        written = []
+        for side, writer in enumerate((writers[0], writers[-1])):
+            policy, random = load_policy(str(writer), "cpu", sum(LIMITS))[0], generator(1, side, "pairs")
+            written.append(sample_in_parts(ipo_online.sample, policy, prompts, LIMITS[1], random, tokenizer, 256))
         margins = margin(judge, prompts, *written).tolist()
         assert 0 < sum(m > 0 for m in margins) < 24 and written[0] != written[1]
         expected = [(y1, y2) if m >= 0 else (y2, y1) for y1, y2, m in zip(*written, margins)]
