@@ -3,6 +3,7 @@
 python -m tests.test_docs      renews the numbers in links to lines of code
 """
 
+import difflib
 import gzip
 import importlib
 import json
@@ -72,6 +73,12 @@ def renew_line_numbers():
         if (new := LINE_LINK.sub(renewed, text)) != text:
             page.write_text(new)
             print(f"renewed {page}")
+
+
+def test_the_difference_on_the_front_page_is_the_difference():
+    shown = re.search(r"```diff\n(.+?)\n```", (REPO / "README.md").read_text(), re.S)[1]
+    files = [(REPO / f"ipo_{side}.py").read_text().splitlines() for side in ("offline", "online")]
+    assert f"\n{shown}\n" in "\n".join(difflib.unified_diff(*files, n=0, lineterm=""))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
