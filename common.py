@@ -652,6 +652,7 @@ def recomputing(model, checkpointing: str):
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         selective = {"context_fn": partial(create_selective_checkpoint_contexts, PRODUCTS)}
         enable({"use_reentrant": False} | (selective if checkpointing == "selective" else {}))
+        model.disable_input_require_grads()  # a hook on the embeddings, one more with each call, that adapters alone need
     for layer in layers:
         layer.training = True
     for own, name, _ in dropouts:
@@ -1017,13 +1018,13 @@ def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transfo
 
 def can_be_recorded(model) -> bool:
     """Whether a Decoder writes what the plain loop does: whole on one device, every layer with a plain static cache and fused
-    attention, rotary positions that are not computed anew from the length, no experts, whose tokens are counted on the CPU,
+    attention, rotary positions that do not depend on the length, no experts, whose tokens are counted on the CPU,
     and no Falcon, whose attention copies numbers from there."""
     layers = transformers.StaticCache(config=model.config, max_cache_len=1).layers
     plain = model._can_compile_fullgraph and all(type(layer) is StaticLayer for layer in layers) and not sharded(model)
-    rope = str(getattr(model.config, "rope_parameters", None))
+    longer = any(kind in str(getattr(model.config, "rope_parameters", None)) for kind in ("'dynamic'", "'longrope'"))
     other = any("Experts" in type(module).__name__ for module in model.modules()) or model.config.model_type == "falcon"
-    return plain and model.config._attn_implementation == "sdpa" and "'dynamic'" not in rope and not other
+    return plain and model.config._attn_implementation == "sdpa" and not longer and not other
 
 
 def sample_in_parts(

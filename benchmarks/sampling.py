@@ -4,9 +4,10 @@
     python benchmarks/sampling.py --model starts/reviews/sft --rows 64 --prompt-tokens 16 --response-tokens 33 --dtype fp32
 
 Half of the prompts are half as long, so that there is padding; each is sampled twice, as in the online scripts. The sides
-take turns, --rounds times, after a first call of each, which is told apart: it captures, or compiles. No response ends by
-itself but by chance. The floor is what reading the weights once a token, and the cache, would take at the bandwidth of a large
-copy, which is measured too. The last line is JSON.
+take turns, --rounds times, after a first call of each, which is told apart: it captures, or compiles. On a GPU `generate`
+compiles its static step by itself. No response ends by itself but by chance. A side that fails is told, and the others go on.
+The floor is what reading the weights once a token, and the cache, would take at the bandwidth of a large copy, which is
+measured too. The last line is JSON.
 """
 
 import copy
@@ -111,12 +112,19 @@ def main(args: Args) -> None:
         "generate, dynamic": lambda: generate("dynamic"),
         "generate, static": lambda: generate("static"),
     }
-    first, speeds = {}, {name: [] for name in args.sides}
+    first, speeds, failed = {}, {name: [] for name in args.sides}, {}
     for _ in range(args.rounds + 1):
-        for name in args.sides:
+        for name in speeds:
+            if name in failed:
+                continue
             synchronize(device)
             begin = time.perf_counter()
-            tokens = sides[name]()
+            try:
+                tokens = sides[name]()
+            except RuntimeError as error:  # out of memory, say: the others go on
+                failed[name] = {"failed": str(error).strip().splitlines()[0][:200]}
+                print(f"{name}: {failed[name]['failed']}", flush=True)
+                continue
             synchronize(device)
             seconds = time.perf_counter() - begin
             if name in first:
@@ -130,7 +138,7 @@ def main(args: Args) -> None:
     cached = sum(map(len, prompts)) + len(prompts) * args.response_tokens / 2  # tokens, halfway
     read = size * (sum(p.numel() for p in model.parameters()) + cached * heads * width)
     floor = len(prompts) * bandwidth(device) / read
-    results = {}
+    results, speeds = failed, {name: values for name, values in speeds.items() if name not in failed}
     for name, values in speeds.items():
         median = statistics.median(values)
         results[name] = {"tokens_per_second": values, "median": median, "share_of_floor": median / floor, "first": first[name]}

@@ -1,7 +1,8 @@
 """TRL's side of benchmarks/steps.py: the same steps by OnlineDPOTrainer or DPOTrainer, in a process of their own.
 
 benchmarks/steps.py calls it with its settings as JSON. It prints one line of JSON: the seconds of every step, as the trainer's
-callbacks see its begin and its end, and the most memory that CUDA allocated, where there is CUDA.
+callbacks see its begin and its end, the tokens of its mean response where it samples, and the most memory that CUDA allocated,
+where there is CUDA.
 """
 
 import json
@@ -35,17 +36,19 @@ def synchronize():
         torch.cuda.synchronize()
 
 
-def free_reward(prompts, completions, **kwargs):
-    """A reward that costs nothing and orders the two samples of a prompt: the length of the text."""
-    return [float(len(text)) for text in completions]
-
-
 def main(told: dict) -> None:
     tokenizer = AutoTokenizer.from_pretrained(told["model"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model, reference = (AutoModelForCausalLM.from_pretrained(told["model"], dtype=torch.float32) for _ in range(2))
     rows = Dataset.from_list([json.loads(line) for line in open(told["rows"])])
-    clock, online = Clock(), told["side"] == "online"
+    clock, online, eos, tokens = Clock(), told["side"] == "online", tokenizer.eos_token_id, []
+
+    def free_reward(prompts, completions, completion_ids, **kwargs):
+        """A reward that costs nothing and orders the two samples of a prompt: the length of the text."""
+        written = [ids.index(eos) + 1 if eos in ids else len(ids) for ids in completion_ids]
+        tokens.append(sum(written) / len(written))
+        return [float(len(text)) for text in completions]
+
     config, trainer = (OnlineDPOConfig, OnlineDPOTrainer) if online else (DPOConfig, DPOTrainer)
     own = {"max_new_tokens": told["max_response_tokens"], "temperature": 1.0} if online else {}
     own |= {"max_length": told["max_prompt_tokens"] + told["max_response_tokens"]}
@@ -71,7 +74,7 @@ def main(told: dict) -> None:
     rows = rows.select_columns(["prompt"] if online else ["prompt", "chosen", "rejected"])
     trainer(model, reference, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[clock], **reward).train()
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    print(json.dumps({"seconds": clock.seconds, "memory": memory}))
+    print(json.dumps({"seconds": clock.seconds, "tokens": tokens, "memory": memory}))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_recomputing_keeps_gradients_and_leaves_dropout_off(name, dtype):
     assert torch.equal(gradients["off"], gradients["selective"]) and torch.equal(gradients["off"], gradients["full"])
     assert kept["full"] < kept["selective"] < kept["off"] and kept["full"] < kept["off"] / 2
     assert flops["selective"] == flops["off"] < flops["full"]
-    assert not any(module.training for module in policy.modules())
+    assert not any(module.training or module._forward_hooks for module in policy.modules())
     assert vars(policy.config)[{"gpt2": "resid_pdrop", "opt": "dropout"}[name]] == 0.5  # as it was
 
 

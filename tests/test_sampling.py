@@ -129,11 +129,14 @@ def test_what_is_sampled_from_is_what_is_scored(family, in_place, monkeypatch):
 
 SIZES = {"vocab_size": 10, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA = {**SIZES, "intermediate_size": 32, "num_key_value_heads": 1}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 2048}
+LONG |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 NOT_RECORDED = [
     MistralConfig(sliding_window=4, **LLAMA),
     GPTJConfig(vocab_size=10, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_positions=64),  # eager attention
     FalconConfig(**SIZES),  # its attention takes numbers from the CPU
     LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, **LLAMA),  # asks the GPU
+    LlamaConfig(rope_parameters=LONG, **LLAMA),  # reads all rows by the longest, and finished ones stay in a Decoder
     MixtralConfig(num_local_experts=2, num_experts_per_tok=1, experts_implementation="eager", **LLAMA),  # asks it too
 ]
 
