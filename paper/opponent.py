@@ -10,7 +10,7 @@ from paper.compare import Curve, Groups, Report, behind, by_judges, compared, dr
 from paper.fig1 import beginning, online_run, sweep
 from paper.jobs import Job, Part, World, read
 
-SEEDS = (1, 2)
+SEEDS = (1, 2, 3, 4, 5)
 
 
 def runs(world: World, seed: int) -> list[Job]:
@@ -54,6 +54,7 @@ def report(world: World, seeds: tuple[int, ...], out: str) -> Report:
 
 
 WHAT_CAME_OUT = """
-Two seeds alone, for time, so that there are no verdicts. Within these seeds the leads shrink a little and keep their sign: at
-equal KL from 0.226 and 0.085 to 0.177 and 0.052, at the peak from 0.238 and 0.285 to 0.207 and 0.252.
+It moves where parity lies and not the order. Against the better opponent both claims hold, by golden and by the rule, in every
+seed. Golden's leads shrink, at equal KL from 0.20 to 0.16 and at the peak from 0.28 to 0.25; online at its peak no longer
+stands at parity but at 0.45. Seeds 3 to 5 were made after the first two had been seen.
 """

@@ -301,7 +301,7 @@ def miniature(tmp_path, monkeypatch):
         (longer, "TIMES", 2),
         (losses, "TIMES", 2),
         (both, "TIMES", 2),
-        (both, "LOSSES", ("dpo",)),
+        (both, "LOSSES", ("ipo",)),
         (losses, "LOSSES", ("dpo",)),
         (losses, "SETTINGS", ((1, 1), (0.3, 1))),
         (grid, "CORNERS", ((3, 0.5),)),
