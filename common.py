@@ -222,7 +222,7 @@ def check_args(args) -> None:
             if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
                 fail(f"python -m prepare --out {args.start} did not finish; see above")
     if args.start is not None and not Path(args.start).is_dir():
-        fail(f"--start {args.start}: no such folder; `python -m prepare --out {args.start}` makes one")
+        fail(f"--start {args.start}: no such folder; `python -m prepare` makes one, see docs/yours.md for your own")
     parts = {"model": "sft", "dataset": "d_golden", "judge": "proxy", "golden": "golden", "baseline": "golden_policy"}
     for name, part in parts.items():
         if hasattr(args, name) and getattr(args, name) is None:
@@ -290,7 +290,15 @@ def changed_arguments(args, out: Path) -> list[str]:
         return Path(value).resolve() if isinstance(value, str) and Path(value).exists() else value
 
     names = [name for name in asdict(args) if name not in FREE and place(was.get(name)) != place(getattr(args, name))]
-    return [f"--{name.replace('_', '-')} {was.get(name)}" for name in names]
+    return [flag_of(name, was.get(name)) for name in names]
+
+
+def flag_of(name: str, value) -> str:
+    """An argument as it is typed."""
+    flag = name.replace("_", "-")
+    if value is None:
+        return f"no --{flag}"
+    return f"--{'no-' * (not value)}{flag}" if isinstance(value, bool) else f"--{flag} {value}"
 
 
 def choose_folder(args, script: str) -> Path:
@@ -346,10 +354,23 @@ def revision(script: str) -> str | None:
     return head + "-dirty" * bool(edited) if head else None
 
 
-def begin_run(args, out: Path, script: str) -> None:
-    """Claim the folder, once for all processes, and write args.json: the fields of Args, flat, script, git revision, versions.
+def contents(source: str) -> str | None:
+    """SHA-256 of a file, or of all files of a folder and their names; None of a name on the Hub."""
+    place, digest = Path(source), hashlib.sha256()
+    for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if path.is_file() and path.name != ".lock":
+            digest.update(str(path.relative_to(place)).encode())
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest() if place.exists() else None
 
-    A run that goes on keeps the args.json it has, and a line says what is not as it was: its numbers may differ then.
+
+def begin_run(args, out: Path, script: str) -> None:
+    """Claim the folder, once for all processes, and write args.json: the fields of Args, flat, script, git revision, versions,
+    and SHA-256 of what is read.
+
+    A run that goes on keeps the args.json it has, and a line says what is not as it was: its numbers may differ then. Where a
+    model or data are not as they were it would be another run, and the program ends.
     """
     wait()
     if rank():
@@ -359,13 +380,18 @@ def begin_run(args, out: Path, script: str) -> None:
     now = {"git_revision": revision(script)}
     now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     now |= {"threads": torch.get_num_threads(), "device": args.device, "processes": processes()}
+    parts = {name: getattr(args, name, None) for name in ("model", "dataset", "judge", "golden", "baseline")}
+    read = {f"{name}_sha256": contents(source) for name, source in parts.items() if source}
     if (out / "args.json").exists():
         was = arguments_of(out)
+        if changed := [name for name, digest in read.items() if was.get(name, digest) != digest]:
+            source = parts[changed[0].removesuffix("_sha256")]
+            fail(f"--out {out}: {source} is not as it was when this run began; put that back, or begin anew in another folder")
         others = [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
         if others:
             print(f"{out}: was begun with {'; '.join(others)}")
     else:
-        row = {"script": script, **asdict(args), **now}
+        row = {"script": script, **asdict(args), **now, **read}
         (out / "args.json.partial").write_text(json.dumps(row, indent=1) + "\n")
         (out / "args.json.partial").replace(out / "args.json")
 
@@ -684,6 +710,14 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
         fail(f"{source}: is empty")
     except Exception as error:
         fail(f"{source}: cannot be read as {split} preference data ({first_line(error.__cause__ or error)})")
+
+
+def has_test(source: str) -> bool:
+    """Whether a folder or a data set of the Hub has a split named test, which is held out; a file has none."""
+    try:
+        return not Path(source).is_file() and "test" in datasets.get_dataset_split_names(source)
+    except Exception:  # what is wrong with it, load_rows says
+        return False
 
 
 class Prompt(list):

@@ -62,19 +62,23 @@ def main(args: Args) -> None:
     for name in ("pairs from", "proxy with golden", "golden with the rule", "proxy with the rule"):
         table.add_column(name, no_wrap=True)
     policies = {}
+    if not args.runs:
+        fail("name the folders of runs to compare the judges on")
     for folder in args.runs:
         run, _ = load_run(folder)
         if run["start"] is None:
             fail(f"{folder}: was not made from a start, so there are no pairs to compare the judges on")
         if not Path(folder, "policy").exists():
             fail(f"{folder}: this run is not finished; its script goes on with it by --resume")
-        policies[run["model"]] = run
-        policies[str(Path(folder, "policy"))] = run
-    for source, run in policies.items():
+        judge = run.get("judge") or f"{run['start']}/proxy"
+        policies[run["model"], judge] = run
+        policies[str(Path(folder, "policy")), judge] = run
+    for (source, judge), run in policies.items():
         lengths = run["max_prompt_tokens"], run["max_response_tokens"]
         policy, tokenizer = load_policy(source, device, sum(lengths))
         golden = load_judge(run["golden"], tokenizer, device, *lengths)
-        proxy = load_judge(run.get("judge") or f"{run['start']}/proxy", tokenizer, device, *lengths)
+        proxy = load_judge(judge, tokenizer, device, *lengths)
+        other = "" if judge == f"{run['start']}/proxy" else f", by {judge}"
         limits = *lengths, run["on_bad_row"]
         embedded = (Path(run["start"]) / "untrained_golden").exists()
         if source == run["model"]:
@@ -83,9 +87,9 @@ def main(args: Args) -> None:
             texts = [[p[name] for p in held_out] for name in ("prompt", "chosen", "rejected")]
             by_golden, by_proxy = margin(golden, *texts), margin(proxy, *texts)
             everything = torch.ones(len(held_out), dtype=torch.bool)
-            cells = [f"{run['start']} held out", share(by_proxy, by_golden, everything), "-", "-"]
+            cells = [f"{run['start']} held out{other}", share(by_proxy, by_golden, everything), "-", "-"]
             if embedded:
-                by_rule = torch.tensor([row["chosen_taste"] - row["rejected_taste"] for row in rows])
+                by_rule = torch.tensor([rows[p["row"]]["chosen_taste"] - rows[p["row"]]["rejected_taste"] for p in held_out])
                 cells[2:] = [share(verdict, by_rule, by_rule.abs() >= 1) for verdict in (by_golden, by_proxy)]
             table.add_row(*cells)
         pairs = load_pairs(str(Path(run["start"], "d_golden")), tokenizer, *limits)
@@ -96,7 +100,7 @@ def main(args: Args) -> None:
         first, second = responses[: args.pairs], responses[args.pairs :]
         by_golden, by_proxy = margin(golden, prompts, first, second), margin(proxy, prompts, first, second)
         everything = torch.ones(args.pairs, dtype=torch.bool)
-        cells = [source, share(by_proxy, by_golden, everything), "-", "-"]
+        cells = [source + other, share(by_proxy, by_golden, everything), "-", "-"]
         if embedded:
             by_rule = tastes(names, *decode(tokenizer, prompts, first)) - tastes(names, *decode(tokenizer, prompts, second))
             cells[2:] = [share(verdict, by_rule, by_rule.abs() >= 1) for verdict in (by_golden, by_proxy)]

@@ -64,6 +64,8 @@ def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
         return None
     stored = json_lines(Path(args["baseline"], "responses.jsonl"))
     baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored}
+    if lacking := [r["prompt"] for r in rows if r["prompt"] not in baseline]:
+        fail(f"{args['baseline']}: has no response to {lacking[0]!r}; it is not the opponent that this run met")
     return wins(torch.tensor([taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]))
 
 
@@ -153,7 +155,7 @@ def main(args: Args) -> None:
         rules.append(rule_wins(run, train_rows(folder, evals[-1]["step"])) if there else None)
     names = [Path(folder).absolute().name for folder in args.runs]
     draw(names, runs, out, args.title)
-    if len({(run["model"], run["baseline"]) for run, _ in runs}) > 1:
+    if len({tuple(run.get(f"{name}_sha256", run[name]) for name in ("model", "baseline")) for run, _ in runs}) > 1:
         print("these runs have not one start: neither their KL nor their win rates compare")
     table = Table(title="last evaluation of each run, and the best: mean ± standard error over prompts", title_justify="left")
     columns = "run,script,seed,beta,step,KL (nats),win rate,held out,proxy's,rule's,accuracy,best"

@@ -30,6 +30,7 @@ from common import (
     decode,
     fail,
     finished_folder,
+    flag_of,
     generator,
     load_pairs,
     load_policy,
@@ -161,10 +162,11 @@ def main(args: Args) -> None:
         fail("--model and --dataset go together: both, or neither for the embedded world")
     out, embedded = Path(args.out), args.model is None
     asked = {name: value for name, value in asdict(args).items() if name not in UNCHECKED}
+    changed = []
     if (out / "prepare.json").exists():
         made = json.loads((out / "prepare.json").read_text())
-        changed = [f"--{name.replace('_', '-')} {made[name]}" for name in asked if made.get(name, asked[name]) != asked[name]]
-        if changed:
+        changed = [flag_of(name, made[name]) for name in asked if made.get(name, asked[name]) != asked[name]]
+        if changed and (out / "sft").exists():
             told = "repeat that, or choose another --out (finished stages can be copied there)"
             fail(f"{args.out} was begun with {' '.join(changed)}; {told}")
     if embedded:
@@ -193,6 +195,10 @@ def main(args: Args) -> None:
     if not (out / "prepare.json").exists() and inside - {*stages, "untrained", "untrained_golden", "untrained_small", ".lock"}:
         fail(f"--out {out}: there is something in this folder already, and it is no start; name another")
     claim(out)
+    if changed:  # a word that was wrong and was found to be so after the data were made
+        print(f"{args.out}: was begun with {' '.join(changed)}; nothing is trained yet, so it begins anew")
+        for made in (out / name for name in ("d_initial", "untrained", "untrained_golden", "untrained_small")):
+            shutil.rmtree(made, ignore_errors=True)
     for name, (function, argument) in stages.items():
         began, missing = time.time(), not (out / name).exists()
         if missing:

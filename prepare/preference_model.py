@@ -26,6 +26,7 @@ from common import (
     fail,
     finished_folder,
     generator,
+    has_test,
     judge_sequences,
     load_judge,
     load_model,
@@ -128,11 +129,11 @@ def train(args: Train) -> None:
         model.config.preference_form = args.form
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
     pairs = load_pairs(args.dataset, tokenizer, *limits)
-    if Path(args.dataset, "test.jsonl").is_file():
+    if has_test(args.dataset):
         test = load_pairs(args.dataset, tokenizer, *limits, split="test")
     else:
         held_out = min(1000, math.ceil(len(pairs) / 20))
-        print(f"{args.dataset}: has no test.jsonl, so its last {held_out} rows are held out")
+        print(f"{args.dataset}: has no split named test, so its last {held_out} rows are held out")
         pairs, test = pairs[:-held_out], pairs[-held_out:]
         pairs = pairs or fail(f"{args.dataset}: one row is too few to train on")
     pairs = pairs[: args.pairs]
@@ -180,7 +181,7 @@ def relabel(args: Relabel) -> None:
     lengths = args.max_prompt_tokens, args.max_response_tokens
     judge, limits = load_judge(args.judge, tokenizer, device, *lengths), (*lengths, args.on_bad_row)
     with finished_folder(args.out) as folder:
-        splits = ["train"] + ["test"] * Path(args.dataset, "test.jsonl").is_file()
+        splits = ["train"] + ["test"] * has_test(args.dataset)
         for split in splits:
             rows, pairs = load_rows(args.dataset, split), load_pairs(args.dataset, tokenizer, *limits, split=split)
             values = []

@@ -6,7 +6,6 @@ The paper trains one such model on chosen and rejected responses alike: it is to
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,6 +19,7 @@ from common import (
     check_ranges,
     collate,
     finished_folder,
+    has_test,
     load_pairs,
     load_policy,
     pick_device,
@@ -33,7 +33,7 @@ class Args:
     model: str
     """a causal language model: folder or Hub name"""
     dataset: str
-    """preference pairs: file, folder or Hub name; test.jsonl in a folder is not trained on, and its likelihood reported"""
+    """preference pairs: file, folder or Hub name; a split named test is not trained on, and its likelihood reported"""
     out: str
     """folder to write the model and its tokenizer to"""
     seed: int = 1
@@ -69,7 +69,7 @@ def main(args: Args) -> None:
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
     pairs = load_pairs(args.dataset, tokenizer, *limits)
     splits = {"train": pairs}
-    if Path(args.dataset, "test.jsonl").is_file():
+    if has_test(args.dataset):
         splits["test"] = load_pairs(args.dataset, tokenizer, *limits[:2], "skip", split="test")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, args.steps // 20, args.steps)

@@ -90,6 +90,16 @@ def test_prepare_goes_on_where_it_stopped(start, tmp_path):
     assert "was begun with --seed 7" in refused.stderr
 
 
+def test_prepare_begins_anew_while_nothing_is_trained(start, tmp_path):
+    """An argument that is found to be wrong once the data are there can be put right."""
+    roles = ["--model", start / "untrained", "--dataset", start / "d_initial" / "train.jsonl", "--out", tmp_path / "own"]
+    done = call("-m", "prepare", *roles, *MINIATURE, "--batch-size", 1000, code=1)
+    assert "--batch-size 1000: the data have only" in done.stderr
+    done = call("-m", "prepare", *roles, *MINIATURE, "--batch-size", 4)
+    assert "was begun with --batch-size 1000; nothing is trained yet, so it begins anew" in done.stdout
+    assert "golden_policy: made" in done.stdout
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_a_run_leaves_behind(script, runs):
     folder = runs[script]
@@ -435,6 +445,24 @@ def test_sft_says_how_likely_the_data_are(start, tmp_path):
 def test_agreement_prints_a_row_for_each_policy(runs):
     text = call("-m", "paper", "agreement", runs["ipo_offline"], runs["ipo_online"], "--pairs", 20).stdout
     assert text.count("ties)") >= 10 and "ipo_online/policy" in text
+
+
+def test_agreement_takes_the_rows_that_a_run_took(start, tmp_path):
+    """With a lower limit some held-out rows are left out, and the rule judges those that are left. Each judge has its row."""
+    short = ["--max-response-tokens", 20, "--on-bad-row", "skip", "--eval-prompts", 8, *SHORT]
+    for name, judge in (("own", "proxy"), ("other", "golden")):
+        call("ipo_online.py", "--start", start, "--judge", start / judge, "--out", tmp_path / name, *short)
+    text = call("-m", "paper", "agreement", tmp_path / "own", tmp_path / "other", "--pairs", 20).stdout
+    assert f"{start} held out, by {start}/golden" in text.replace("\n", "") and text.count("held out") == 2
+    assert "name the folders of runs" in call("-m", "paper", "agreement", code=1).stderr
+    responses = start / "golden_policy" / "responses.jsonl"
+    lines = responses.read_text().splitlines(keepends=True)
+    moved = shutil.copytree(start, tmp_path / "start")
+    (moved / "golden_policy" / "responses.jsonl").write_text("".join(lines[1:]))
+    args = json.loads((tmp_path / "own" / "args.json").read_text()) | {"baseline": str(moved / "golden_policy")}
+    (tmp_path / "own" / "args.json").write_text(json.dumps(args))
+    done = call("-m", "paper", "frontier", tmp_path / "own", "--out", tmp_path / "frontier", code=1)
+    assert "it is not the opponent that this run met" in done.stderr
 
 
 def test_evaluation_prompts_come_from_the_start_whatever_the_training_data(start, tmp_path):

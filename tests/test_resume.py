@@ -204,6 +204,22 @@ def test_another_script_is_refused(start, tmp_path):
             common.choose_folder(relative, "ipo_offline")
 
 
+def test_another_model_in_the_same_place_is_refused(start, tmp_path):
+    """As it is where a start was prepared anew; by its contents, wherever it lies."""
+    model = shutil.copytree(start / "sft", tmp_path / "sft")
+    args = ipo_offline.Args(start=str(start), model=str(model), dataset="owner/name", out=str(tmp_path / "run"))
+    for _ in range(2):
+        common.begin_run(args, tmp_path / "run", "ipo_offline")
+        common.LOCKS.pop().release()
+    shutil.copytree(model, tmp_path / "moved")
+    common.begin_run(dataclasses.replace(args, model=str(tmp_path / "moved")), tmp_path / "run", "ipo_offline")
+    common.LOCKS.pop().release()
+    shutil.copy(start / "golden_policy" / "model.safetensors", model)
+    with pytest.raises(SystemExit, match=f"{model} is not as it was when this run began; put that back"):
+        common.begin_run(args, tmp_path / "run", "ipo_offline")
+    common.LOCKS.pop().release()
+
+
 def test_a_damaged_checkpoint_ends_in_one_line(letters, tmp_path):
     """A log that is shorter than it was, a state that is half written: nothing is filled up with zeros."""
     optimizer = torch.optim.AdamW(letters.model.parameters())
