@@ -401,7 +401,7 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     args, rows = json.loads((twice[0] / "args.json").read_text()), read_jsonl(twice[0] / "responses" / "3.jsonl")
     rows = [row | {"prompt": f"We met in May, {i}"} for i, row in enumerate(rows)]
     (twice[0] / "responses" / "3.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (twice[0] / "args.json").write_text(json.dumps(args | {"model": "another"}))
+    (twice[0] / "args.json").write_text(json.dumps(args | {"model_sha256": "of another"}))
     done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "two")
     assert "these runs have not one start: neither their KL nor their win rates compare" in done.stdout
     (twice[0] / "evals.jsonl").write_text((twice[0] / "evals.jsonl").read_text().splitlines()[0])
