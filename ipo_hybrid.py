@@ -200,15 +200,15 @@ def sum_by_row(batch: Batch, values: torch.Tensor) -> torch.Tensor:
 def sequence_logprob(model, batch: Batch) -> torch.Tensor:
     """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated.
 
-    A vocabulary is wide: logits exist for `CHUNK` tokens at a time, and are computed again in the backward pass.
+    A vocabulary is wide: logits exist for `CHUNK` tokens at a time; those of more are computed again in the backward pass.
     """
 
     def logprob(states, tokens):
         return log_softmax(model, states).gather(-1, tokens[:, None]).squeeze(-1)
 
-    states, tokens = response_states(model, batch), batch.ids[:, 1:][batch.mask[:, 1:]]
-    chunks = [checkpoint(logprob, *c, use_reentrant=False) for c in zip(states.split(CHUNK), tokens.split(CHUNK))]
-    return sum_by_row(batch, torch.cat(chunks))
+    chunks = list(zip(response_states(model, batch).split(CHUNK), batch.ids[:, 1:][batch.mask[:, 1:]].split(CHUNK)))
+    parts = [checkpoint(logprob, *c, use_reentrant=False) if chunks[1:] else logprob(*c) for c in chunks]
+    return sum_by_row(batch, torch.cat(parts))
 
 
 def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta: float) -> torch.Tensor:
@@ -228,10 +228,10 @@ def kl_to_sft(policy, sft, batch: Batch) -> torch.Tensor:
     Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
     """
     terms = []
-    for p, q in zip(response_states(policy, batch).split(CHUNK), response_states(sft, batch).split(CHUNK)):
-        p, q = log_softmax(policy, p), log_softmax(sft, q)
+    for states in zip(response_states(policy, batch).split(CHUNK), response_states(sft, batch).split(CHUNK)):
+        log_p, log_q = log_softmax(policy, states[0]), log_softmax(sft, states[1])
         # the last two sum to 0 and keep rounding from making a term negative
-        terms.append((p.exp() * (p - q) - p.exp() + q.exp()).sum(-1))
+        terms.append((log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()).sum(-1))
     return sum_by_row(batch, torch.cat(terms))
 
 
