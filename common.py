@@ -222,7 +222,8 @@ def check_args(args) -> None:
             if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
                 fail(f"python -m prepare --out {args.start} did not finish; see above")
     if args.start is not None and not Path(args.start).is_dir():
-        fail(f"--start {args.start}: no such folder; `python -m prepare` makes one, see docs/yours.md for your own")
+        told = f"`python -m prepare --out {args.start}` makes the embedded world there, docs/yours.md has your own"
+        fail(f"--start {args.start}: no such folder; {told}")
     parts = {"model": "sft", "dataset": "d_golden", "judge": "proxy", "golden": "golden", "baseline": "golden_policy"}
     for name, part in parts.items():
         if hasattr(args, name) and getattr(args, name) is None:

@@ -98,9 +98,9 @@ Within 1 nat offline IPO is ahead, by 0.06 and by the rule by 0.08, less than in
 SLiC the two sides are level there.
 
 With beta 0.02 on both sides too, which was added when all the others had been seen, IPO's lead at equal KL is 0.17, by the
-rule 0.135, decided by both and much alike in every seed, and with 1 to 4 nats as a budget 0.13 and 0.11, decided. At 3 and
-4 nats offline still has fast runs alone, now mostly that at beta 0.02; at 2 nats, where its slow runs are, the table has
-online at 0.36 and offline at 0.25, at 1 nat offline ahead. The peak is undecided by both judges: golden's is 24 nats out
-for online, where the rule sees little, and the peaks by the rule are within 0.02 of each other on average. So IPO's lead at
-the peak is one for the paper's betas, with both sides swept as with one.
+rule 0.135, decided by both, by golden much alike in every seed, and with 1 to 4 nats as a budget 0.13 and 0.11, decided. At
+3 and 4 nats offline still has fast runs alone, now mostly that at beta 0.02; at 2 nats, where its slow runs are, the table
+has online at 0.36 and offline at 0.25, at 1 nat offline ahead. The peak is undecided by both judges: golden's is 24 nats
+out for online, where the rule sees little, and the peaks by the rule are within 0.02 of each other on average. So IPO's
+lead at the peak is one for the paper's betas, with both sides swept as with one.
 """

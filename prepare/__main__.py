@@ -162,11 +162,11 @@ def main(args: Args) -> None:
         fail("--model and --dataset go together: both, or neither for the embedded world")
     out, embedded = Path(args.out), args.model is None
     asked = {name: value for name, value in asdict(args).items() if name not in UNCHECKED}
-    changed = []
+    changed, trained = [], any((out / name).exists() for name in ("sft", "golden", "d_golden", "proxy", "golden_policy"))
     if (out / "prepare.json").exists():
         made = json.loads((out / "prepare.json").read_text())
         changed = [flag_of(name, made[name]) for name in asked if made.get(name, asked[name]) != asked[name]]
-        if changed and (out / "sft").exists():
+        if changed and trained:
             told = "repeat that, or choose another --out (finished stages can be copied there)"
             fail(f"{args.out} was begun with {' '.join(changed)}; {told}")
     if embedded:
@@ -195,10 +195,12 @@ def main(args: Args) -> None:
     if not (out / "prepare.json").exists() and inside - {*stages, "untrained", "untrained_golden", "untrained_small", ".lock"}:
         fail(f"--out {out}: there is something in this folder already, and it is no start; name another")
     claim(out)
-    if changed:  # a word that was wrong and was found to be so after the data were made
+    if changed and (out / "d_initial").exists():  # what was wrong with an argument may show only once the data are there
         print(f"{args.out}: was begun with {' '.join(changed)}; nothing is trained yet, so it begins anew")
-        for made in (out / name for name in ("d_initial", "untrained", "untrained_golden", "untrained_small")):
-            shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(out / "d_initial.partial", ignore_errors=True)
+        (out / "d_initial").rename(out / "d_initial.partial")  # at once: killed here, it has no data that look whole
+        for name in ("untrained", "untrained_golden", "untrained_small"):  # of the embedded world
+            shutil.rmtree(out / name, ignore_errors=True)
     for name, (function, argument) in stages.items():
         began, missing = time.time(), not (out / name).exists()
         if missing:

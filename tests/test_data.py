@@ -17,6 +17,7 @@ from common import (
     decode,
     encode,
     generator,
+    has_test,
     load_pairs,
     load_policy,
     load_rows,
@@ -279,6 +280,11 @@ def test_gzip_parquet_and_folders_are_read(tmp_path):
     for name in ("pairs.parquet", "pairs.jsonl.gz", "folder"):
         assert load(tmp_path / name) == expected
     assert len(load_pairs(str(tmp_path / "folder"), letter_tokenizer(), 8, 8, "error", split="test")) == 1
+    data.to_parquet(tmp_path / "both" / "train.parquet"), data.to_parquet(tmp_path / "both" / "test.parquet")
+    datasets.DatasetDict(train=data, test=data).save_to_disk(tmp_path / "saved")
+    data.to_parquet(tmp_path / "alone" / "train.parquet")
+    assert all(has_test(str(tmp_path / name)) for name in ("folder", "both", "saved"))
+    assert not any(has_test(str(tmp_path / name)) for name in ("pairs.parquet", "alone", "nowhere"))
 
 
 @given(st.lists(st.tuples(*[st.lists(st.integers(0, 9), max_size=6)] * 2), min_size=1, max_size=6))

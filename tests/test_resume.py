@@ -179,6 +179,9 @@ def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
     assert "this run was begun with --steps 3 --beta 0.1; repeat that" in done.stderr
     same = call(*command, "--steps", 3, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4, "--eval-batch-size", 7)
     assert "this run is finished" in same.stdout  # fewer at a time change no number, and may be what memory asks for
+    sizes = ["--steps", 3, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4]
+    done = call(*command, "--save-policies", "--compile", *sizes, code=1)
+    assert "this run was begun with --no-compile; repeat that" in done.stderr  # as it is typed; --save-policies may change
     assert "--resume needs --out" in call("ipo_offline.py", "--start", start, "--resume", code=1).stderr
     (tmp_path / "notes.txt").write_text("not a run")
     done = call("ipo_offline.py", "--start", start, "--resume", "--out", tmp_path, code=1)
