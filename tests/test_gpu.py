@@ -7,11 +7,12 @@ import os
 
 import pytest
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import common
 from common import collate, pad, pick_device
-from ipo_online import log_softmax, response_states, sample
+from ipo_online import log_softmax, response_states, sample, sequence_logprob
 from tests.conftest import call_apart, letter_tokenizer, read_jsonl, tiny_model
 
 DEVICE = os.environ.get("TANDEM_DEVICE")
@@ -22,7 +23,6 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}  # o
 def model_on_device(dtype=torch.float32, heads: int = 2):
     """A random Llama with heads of the width that fused kernels take; `heads` of its 4 have keys and values of their own."""
     pick_device(DEVICE)
-    AttentionInterface.register("sdpa", common.attention)  # as load_model does
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=10, num_key_value_heads=heads, bos_token_id=None, eos_token_id=1, pad_token_id=0, **sizes)
@@ -30,7 +30,7 @@ def model_on_device(dtype=torch.float32, heads: int = 2):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.dim() > 1 else 1)
-    return model.to(DEVICE, dtype)
+    return common.fuse(model).to(DEVICE, dtype)  # as load_model does
 
 
 def some_prompts(rows: int) -> list[list[int]]:
@@ -47,6 +47,22 @@ def test_a_prompt_reads_the_same_padded_and_alone(dtype):
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     beside = model(ids, attention_mask=mask, position_ids=positions).logits[0, -1].log_softmax(-1)
     assert beside.isfinite().all() and (alone - beside).abs().max() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fused_normalisation_gives_the_gradients_of_eight_kernels(autocast):
+    """fp32 weights; under autocast the two may differ by what bf16 rounds off."""
+    fused, tokenizer = model_on_device(), letter_tokenizer()
+    plain = copy.deepcopy(fused)
+    for part in plain.modules():
+        part.__class__ = LlamaRMSNorm if type(part) is common.FusedRMSNorm else type(part)
+    batch = collate(some_prompts(8), [[2 + i % 8] * (4 + i) + [1] for i in range(8)], tokenizer, DEVICE)
+    for model in (fused, plain):
+        with torch.autocast(torch.device(DEVICE).type, torch.bfloat16, enabled=autocast):
+            sequence_logprob(model, batch).mean().backward()
+    pairs = [(p.grad, q.grad) for p, q in zip(fused.parameters(), plain.parameters())]
+    assert sum(type(part) is common.FusedRMSNorm for part in fused.modules()) == 5 and len(pairs) > 20
+    assert all((p - q).norm() < (0.05 if autocast else 1e-5) * q.norm() for p, q in pairs)
 
 
 @pytest.mark.parametrize("heads", [2, 4])

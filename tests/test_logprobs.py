@@ -1,5 +1,6 @@
 """Sequence log-probabilities: what counts, and what must not matter."""
 
+import copy
 import itertools
 import math
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
 
 import ipo_online
-from common import Batch, collate, recomputing
+from common import Batch, FusedRMSNorm, collate, fuse, recomputing
 from ipo_online import kl_to_sft, log_softmax, sequence_logprob
 from tests.conftest import letter_tokenizer, tiny_model
 
@@ -69,6 +70,23 @@ def test_log_softmax_is_fp32_under_autocast():
         logprobs = log_softmax(model, states)
     assert logprobs.dtype == torch.float32 and logprobs.shape == (3, 10)
     assert torch.allclose(logprobs.exp().sum(-1), torch.ones(3), atol=1e-6)  # bf16 would miss this by 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fused_normalisation_changes_no_bit(family, autocast):
+    """Of log-probabilities, and in fp32 of gradients; under autocast those of the products that read it add up in bf16."""
+    plain, tokenizer = tiny_model(family, dtype=torch.float32), letter_tokenizer()
+    fused = fuse(copy.deepcopy(plain))
+    assert sum(type(part) is FusedRMSNorm for part in fused.modules()) == 5  # two in each layer, one behind them
+    batch, found = collate([x for x, _ in ROWS], [y for _, y in ROWS], tokenizer, "cpu"), []
+    for model in (plain, fused):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logprobs = sequence_logprob(model, batch)
+        logprobs.sum().backward()
+        found.append([logprobs, *(parameter.grad for parameter in model.parameters())])
+    assert torch.equal(found[0][0], found[1][0]) and len(found[0]) > 20
+    assert all((a - b).norm() <= (0.02 if autocast else 0) * a.norm() for a, b in zip(*found))
 
 
 def test_chunks_over_the_vocabulary_change_nothing(family, monkeypatch):

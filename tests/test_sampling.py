@@ -10,7 +10,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
-    AttentionInterface,
     AutoModelForCausalLM,
     FalconConfig,
     GPTJConfig,
@@ -95,11 +94,15 @@ def test_a_step_that_was_recorded_once_samples_whole_responses(family, autocast)
         (decoder,) = recorded.decoders.values()
         kept = {x.dtype for layer in decoder.cache.layers for x in (layer.keys, layer.values)}
         assert kept == {torch.bfloat16 if autocast else torch.float64}  # attention casts nothing more
-        for x in (decoder.t, decoder.positions, decoder.tokens, *(layer.cumulative_length for layer in decoder.cache.layers)):
+        for x in (decoder.t, decoder.column, decoder.positions, decoder.tokens):
             x.zero_()
         decoder.mask.fill_(-torch.inf)
         with Tape() as decoder.graph:
             decoder.step()
+        products = {f"{name}.weight" for name, part in recorded.named_modules() if type(part).__name__ in ("Linear", "Conv1D")}
+        weights = [id(p) for name, p in recorded.named_parameters(remove_duplicate=False) if name in products]
+        read = {id(x) for call in decoder.graph.calls if "_to_copy" in str(call[0]) for x in tree_leaves(call[1])}
+        assert weights and not read.intersection(weights)  # nor any weight for a product of matrices
         for change in (0, 0.1):
             for each in (recorded, played):
                 each.get_output_embeddings().weight += change
@@ -170,8 +173,7 @@ def test_heads_that_share_keys_and_values_get_no_copies_when_compiled():
         return graph.forward
 
     torch.manual_seed(0)
-    AttentionInterface.register("sdpa", common.attention)  # as load_model does
-    model, tokenizer = LlamaForCausalLM(LlamaConfig(**LLAMA)).eval(), letter_tokenizer()
+    model, tokenizer = common.fuse(LlamaForCausalLM(LlamaConfig(**LLAMA))).eval(), letter_tokenizer()
     uniforms = torch.rand(4, 6, generator=torch.Generator().manual_seed(3))
     expected = sample(model, some_prompts(4), uniforms, tokenizer)
     model.compile(backend=backend, dynamic=False)
