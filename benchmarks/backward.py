@@ -26,18 +26,13 @@ from typing import Literal
 import torch
 import tyro
 from torch.distributed._tools.mem_tracker import MemTracker
-from transformers import (
-    AttentionInterface,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    GPTNeoXConfig,
-    LlamaConfig,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import Batch, attention, pick_device, recomputing  # noqa: E402
+from benchmarks.shapes import config_of  # noqa: E402
+from common import Batch, fuse, pick_device, recomputing  # noqa: E402
 from ipo_online import preference_loss, sequence_logprob  # noqa: E402
 
 
@@ -61,19 +56,11 @@ class Args:
     """measure this side alone, in this process"""
 
 
-def config_of(shape: str):
-    if shape == "pythia-410m":
-        sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-        return GPTNeoXConfig(vocab_size=50304, rotary_pct=0.25, **sizes)
-    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-    return LlamaConfig(vocab_size=49152, intermediate_size=1536, tie_word_embeddings=True, **sizes)
-
-
 def kept(args: Args, layers: int, tokens: int, checkpointing: str) -> int:
     """Bytes that two sequences of `tokens` tokens keep between the forward and the backward pass."""
     config = config_of(args.shape)
     config.num_hidden_layers = layers
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = fuse(AutoModelForCausalLM.from_config(config)).eval()
     ids = torch.randint(0, config.vocab_size, (2, tokens))
     batch = Batch(ids, (torch.arange(tokens) >= tokens // 2).expand_as(ids))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
@@ -119,11 +106,11 @@ def measure(args: Args) -> dict:
     """Seconds of each pass, peak memory in bytes, and the share of the arithmetic that the device can do."""
     device = pick_device(args.device)
     torch.manual_seed(0)
-    if args.side != "naive":
-        AttentionInterface.register("sdpa", attention)  # as load_model does
     config = config_of(args.shape)
     policy, reference = (AutoModelForCausalLM.from_config(config).to(device).eval() for _ in range(2))
     judge = AutoModelForSequenceClassification.from_config(config).to(device)
+    for model in (policy, reference, judge) if args.side != "naive" else ():
+        fuse(model)  # as load_model does
     for model in (reference, judge):
         model.requires_grad_(False)
     ids = torch.randint(0, config.vocab_size, (args.rows, args.tokens), device=device)

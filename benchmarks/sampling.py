@@ -24,20 +24,23 @@ from typing import Literal
 
 import torch
 import tyro
-from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from common import attention, pad, pick_device  # noqa: E402
+from benchmarks.shapes import config_of  # noqa: E402
+from common import fuse, pad, pick_device  # noqa: E402
 from ipo_online import sample  # noqa: E402
 
 
 @dataclass
 class Args:
     model: str | None = None
-    """causal language model, folder or Hub name (default: random weights in the shape of SmolLM2-135M)"""
+    """causal language model, folder or Hub name (default: random weights in --shape)"""
+    shape: Literal["smollm2-135m", "pythia-410m"] = "smollm2-135m"
+    """whose shape the model has where none is named"""
     rows: int = 256
     """responses at a time"""
     prompt_tokens: int = 128
@@ -78,11 +81,10 @@ def main(args: Args) -> None:
     if args.model:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     else:
-        sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
-        config = LlamaConfig(vocab_size=49152, intermediate_size=1536, tie_word_embeddings=True, **sizes)
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config_of(args.shape))
     full = model.to(device).eval()
     model = copy.deepcopy(full).to(torch.bfloat16 if args.dtype == "bf16" else torch.float32)
+    theirs = copy.deepcopy(model)
     compiled = copy.deepcopy(model)
     compiled.compile(dynamic=False)
     vocabulary = model.config.vocab_size
@@ -92,14 +94,13 @@ def main(args: Args) -> None:
     ids, mask = pad(prompts, tokenizer, device, "left")
 
     def ours(model):
-        AttentionInterface.register("sdpa", attention)  # as load_model does; generate has transformers' own
-        return sum(map(len, sample(model, prompts, torch.rand(len(prompts), args.response_tokens), tokenizer)))
+        return sum(map(len, sample(fuse(model), prompts, torch.rand(len(prompts), args.response_tokens), tokenizer)))
 
     def generate(cache):
-        AttentionInterface.register("sdpa", sdpa_attention_forward)
+        AttentionInterface.register("sdpa", sdpa_attention_forward)  # transformers' own
         options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": None, "pad_token_id": 0}
         options |= {"max_new_tokens": args.response_tokens, "cache_implementation": cache, "attention_mask": mask}
-        return (model.generate(ids, **options).shape[1] - ids.shape[1]) * len(ids)
+        return (theirs.generate(ids, **options).shape[1] - ids.shape[1]) * len(ids)
 
     def autocast():
         with torch.autocast(torch.device(device).type, torch.bfloat16):

@@ -2,7 +2,8 @@
 
     pip install "trl==1.16.0"
     python benchmarks/steps.py                                                       # the embedded world
-    python benchmarks/steps.py --start starts/mine --device cuda --precision bf16 --max-prompt-tokens 512 ...
+    python benchmarks/steps.py --shape smollm2-135m --device cuda --precision bf16 --max-prompt-tokens 128 \
+        --max-response-tokens 128                                                    # on a GPU; random weights and words
 
 Both sides run as processes of their own, in turn, --rounds times. Ours is the script, by its command line: a step is
 what timings.jsonl calls time/sample plus time/train, without the judge. TRL's is OnlineDPOTrainer or DPOTrainer with loss_type
@@ -31,6 +32,7 @@ import tyro
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+from benchmarks.shapes import make_start  # noqa: E402
 from common import fail, load_rows, run_command  # noqa: E402
 
 
@@ -38,8 +40,14 @@ from common import fail, load_rows, run_command  # noqa: E402
 class Args:
     start: str = "starts/reviews"
     """folder made by `python -m prepare`"""
+    shape: Literal["smollm2-135m", "pythia-410m"] | None = None
+    """instead of a start: random weights in this shape, and random words as long as the limits let them be"""
     sides: tuple[Literal["online", "offline"], ...] = ("online", "offline")
     """online: ipo_online.py against OnlineDPOTrainer; offline: ipo_offline.py against DPOTrainer"""
+    trl: bool = True
+    """run TRL's side too"""
+    compile: bool = False
+    """of our side, online: compile the decoding step"""
     steps: int = 40
     """steps of each run"""
     skip: int = 5
@@ -83,55 +91,59 @@ def run(command: list[str], threads: int) -> tuple[str, int]:
         return out.read(), usage.ru_maxrss * 1024
 
 
-def ours(args: Args, side: str, folder: str) -> tuple[list[float], list[float], int]:
-    """Seconds of each step, without the judge; tokens of its mean response; peak memory in bytes: of the script."""
+def ours(args: Args, start: str, side: str, folder: str) -> dict:
+    """Of each step its seconds without the judge, those of its parts, tokens of its mean response; peak memory in bytes."""
     flags = {name: getattr(args, name) for name in (*SHARED, "gradient_accumulation_steps")}
-    flags |= {"model": f"{args.start}/sft", "dataset": f"{args.start}/d_golden"}
-    flags |= {"judge": f"{args.start}/proxy"} if side == "online" else {}
+    flags |= {"model": f"{start}/sft", "dataset": f"{start}/d_golden"}
+    flags |= {"judge": f"{start}/proxy"} if side == "online" else {}
     flags |= {"out": folder, "eval_every": args.steps, "eval_prompts": 8, "kl_prompts": 8}
     words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += ["--compile"] if args.compile and side == "online" else []
     _, occupied = run([HERE.parent / f"ipo_{side}.py", *words], args.threads)
     rows = [json.loads(line) for line in open(Path(folder, "timings.jsonl"))]
-    seconds = [row["time/sample"] + row["time/train"] for row in rows]
-    written = [row["tokens_per_second"] * (s + row["time/label"]) for row, s in zip(rows, seconds)]
-    return seconds, [tokens / 2 / args.batch_size for tokens in written], rows[-1]["peak_memory_bytes"] or occupied
+    parts = {part: [row[f"time/{part}"] for row in rows] for part in ("sample", "label", "train")}
+    seconds = [sampled + trained for sampled, trained in zip(parts["sample"], parts["train"])]
+    written = [row["tokens_per_second"] * sum(each) for row, each in zip(rows, zip(*parts.values()))]
+    tokens = [count / 2 / args.batch_size for count in written]
+    return {"seconds": seconds, "tokens": tokens, "memory": rows[-1]["peak_memory_bytes"] or occupied, "parts": parts}
 
 
-def trl(args: Args, side: str, folder: str) -> tuple[list[float], list[float], int]:
-    """The same of TRL's trainer; tokens only where it samples."""
-    rows = Path(folder, "rows.jsonl")
+def trl(args: Args, start: str, side: str, folder: str) -> dict:
+    """The same of TRL's trainer; tokens only where it samples, and no parts."""
+    rows = Path(folder).parent / "rows.jsonl"
     told = {name: getattr(args, name) for name in SHARED}
-    told |= {"side": side, "model": f"{args.start}/sft", "rows": str(rows), "out": folder}
-    pairs = load_rows(f"{args.start}/d_golden")[: args.batch_size * args.steps]
+    told |= {"side": side, "model": f"{start}/sft", "rows": str(rows), "out": folder}
+    pairs = load_rows(f"{start}/d_golden")[: args.batch_size * args.steps]
     rows.write_text(
         "".join(json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n" for row in pairs)
     )
     printed, occupied = run([HERE / "trl_steps.py", json.dumps(told)], args.threads)
     measured = json.loads(printed.splitlines()[-1])
-    return measured["seconds"], measured["tokens"], measured["memory"] or occupied
+    return measured | {"memory": measured["memory"] or occupied}
 
 
-def main(args: Args) -> None:
-    if not importlib.util.find_spec("trl"):
-        fail('this benchmark needs TRL: pip install "trl==1.16.0"')
-    if not Path(args.start, "d_golden").is_dir():
-        fail(f"--start {args.start}: no such start; python -m prepare --out {args.start} makes it")
+def compare(args: Args, start: str) -> dict:
+    """What main prints and returns, of the models and pairs in `start`."""
     results = {}
     for side in args.sides:
-        sides = {name: {"seconds": [], "tokens": [], "memory": []} for name in ("ours", "trl")}
+        sides = {name: {"seconds": [], "tokens": [], "memory": []} for name in (("ours", "trl") if args.trl else ("ours",))}
+        sides["ours"]["parts"] = {"sample": [], "label": [], "train": []}
         for _ in range(args.rounds):
-            for name, function in (("ours", ours), ("trl", trl)):
-                if "failed" in sides[name]:
+            for name, found in sides.items():
+                function = ours if name == "ours" else trl
+                if "failed" in found:
                     continue
                 try:
                     with tempfile.TemporaryDirectory() as folder:
-                        steps, tokens, peak = function(args, side, str(Path(folder, "run")) if name == "ours" else folder)
+                        measured = function(args, start, side, f"{folder}/run")
                 except subprocess.CalledProcessError as error:
-                    sides[name]["failed"] = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1][:200]
+                    found["failed"] = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1][:200]
                     continue
-                sides[name]["seconds"].append(statistics.median(steps[args.skip :]))
-                sides[name]["tokens"] += tokens[args.skip :]
-                sides[name]["memory"].append(peak)
+                found["seconds"].append(statistics.median(measured["seconds"][args.skip :]))
+                found["tokens"] += measured["tokens"][args.skip :]
+                found["memory"].append(measured["memory"])
+                for part, seconds in measured.get("parts", {}).items():
+                    found["parts"][part].append(statistics.median(seconds[args.skip :]))
         results[side] = sides
         for name, found in sides.items():
             if "failed" in found:
@@ -140,13 +152,28 @@ def main(args: Args) -> None:
             seconds, gigabytes = found["seconds"], statistics.median(found["memory"]) / 2**30
             spread = f"{statistics.median(seconds):.4f} s ({min(seconds):.4f} to {max(seconds):.4f}), {gigabytes:.2f} GiB"
             length = f", {statistics.mean(found['tokens']):.1f} tokens a response" if found["tokens"] else ""
-            print(f"{side}, {name}: {spread}{length}", flush=True)
-        if not any("failed" in found for found in sides.values()):
+            parts = "".join(f", {part} {statistics.median(each):.4f}" for part, each in found.get("parts", {}).items())
+            print(f"{side}, {name}: {spread}{length}{parts}", flush=True)
+        if args.trl and not any("failed" in found for found in sides.values()):
             ratios = [theirs / own for own, theirs in zip(*(found["seconds"] for found in sides.values()))]
             sides["ratio"] = statistics.median(ratios)
             print(f"{side}: {sides['ratio']:.2f} times faster", flush=True)
+    return results
+
+
+def main(args: Args) -> None:
+    if args.trl and not importlib.util.find_spec("trl"):
+        fail('this benchmark needs TRL: pip install "trl==1.16.0"; --no-trl goes without')
+    with tempfile.TemporaryDirectory() as folder:
+        start = args.start
+        if args.shape:
+            start = folder
+            make_start(start, args.shape, args.batch_size * args.steps, args.max_prompt_tokens, args.max_response_tokens)
+        elif not Path(start, "d_golden").is_dir():
+            fail(f"--start {start}: no such start; python -m prepare --out {start} makes it")
+        results = compare(args, start)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, CPU"
-    versions = {name: version(name) for name in ("torch", "transformers", "trl")}
+    versions = {name: version(name) for name in ("torch", "transformers", *(["trl"] if args.trl else []))}
     print(json.dumps({"results": results, "machine": machine, "versions": versions, "arguments": asdict(args)}))
 
 

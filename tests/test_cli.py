@@ -13,11 +13,12 @@ import subprocess
 import pytest
 import torch
 import tyro
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import common
 import ipo_offline
 import ipo_online
+from benchmarks import shapes
 from common import load_evaluation, load_pairs, load_policy, load_tokenizer
 from tests.conftest import (
     MINIATURE,
@@ -638,10 +639,24 @@ def test_a_real_language_model_in_miniature(tmp_path):
 
 def test_benchmarks_say_what_they_need():
     for path in (REPO / "benchmarks").glob("*.py"):
-        if path.stem != "trl_steps":  # TRL's side of steps.py
+        if path.stem not in ("trl_steps", "shapes"):  # TRL's side of steps.py, and what several share
             text = call(path, "--help").stdout
             assert text.startswith("usage: ") and path.name in text.splitlines()[0]
     if importlib.util.find_spec("trl"):
         assert "no such start" in call("benchmarks/steps.py", "--start", "nowhere", code=1).stderr
     else:
-        assert call("benchmarks/steps.py", code=1).stderr == 'error: this benchmark needs TRL: pip install "trl==1.16.0"\n'
+        needed = 'error: this benchmark needs TRL: pip install "trl==1.16.0"; --no-trl goes without\n'
+        assert call("benchmarks/steps.py", code=1).stderr == needed
+    if not torch.cuda.is_available():
+        assert call("benchmarks/gpu_time.py", code=1).stderr == "error: this benchmark needs a GPU, and there is none\n"
+
+
+def test_a_start_of_random_words_has_the_lengths_it_was_asked_for(tmp_path, monkeypatch):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setattr(shapes, "config_of", lambda shape: LlamaConfig(vocab_size=50, tie_word_embeddings=True, **sizes))
+    shapes.make_start(str(tmp_path), "tiny", rows=6, prompt_tokens=8, response_tokens=5)
+    _, tokenizer = load_policy(str(tmp_path / "sft"), "cpu", 13)
+    pairs = load_pairs(str(tmp_path / "d_golden"), tokenizer, 8, 5, "fail")
+    assert [len(pair["prompt"]) for pair in pairs] == [8, 4] * 3
+    assert all(len(pair[kind]) == 5 and pair[kind][-1] == 1 for pair in pairs for kind in ("chosen", "rejected"))
+    assert common.load_judge(str(tmp_path / "proxy"), tokenizer, "cpu", 8, 5).policy_tokenizer is None  # it shares its ids
