@@ -581,6 +581,10 @@ def from_pretrained(kind, source: str, what: str, **options):
     """kind.from_pretrained(source), or one line that says what could not be loaded from where."""
     if not Path(source).exists() and (source.count("/") > 1 or source[:1] in "./~"):  # a Hub name is NAME or OWNER/NAME
         fail(f"{source}: there is no such folder, so no {what} can be loaded from it")
+    if Path(source, "d_golden").is_dir():
+        fail(f"{source}: is a start; name a model in it, {Path(source, 'sft')} say")
+    if Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file():
+        fail(f"{source}: is an adapter, no whole model; merge it into its model (peft's merge_and_unload) and save that")
     try:
         return kind.from_pretrained(source, **options)
     except Exception as error:
@@ -721,17 +725,21 @@ def recomputing(model, checkpointing: str):
 
 
 def load_rows(source: str, split: str = "train") -> list[dict]:
-    """The rows of a .json, .jsonl or .parquet file (also gzipped, or one of a Hub data set's), a folder, or a Hub data set."""
+    """The rows of a json, jsonl, csv or parquet file (gzipped, or one of a Hub data set's), a folder, or a Hub data set."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a start; name the pairs in it, {Path(source, 'd_golden')} or {Path(source, 'd_initial')}")
+    if Path(source, "config.json").is_file():
+        fail(f"{source}: is a model, no preference data")
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported over the network
     is_file = Path(source).is_file() or "://" in source  # hf://datasets/OWNER/NAME/FILE
-    if not is_file and not Path(source).exists() and any(ending in source for ending in (".json", ".parquet")):
+    if not is_file and not Path(source).exists() and any(ending in source for ending in (".json", ".csv", ".parquet")):
         fail(f"{source}: there is no such file")
     try:
         if is_file:
-            kind = "parquet" if ".parquet" in Path(source).suffixes else "json"
+            kind = next((kind for kind in ("parquet", "csv") if f".{kind}" in Path(source).suffixes), "json")
             return datasets.load_dataset(kind, data_files=str(source), split="train").to_list()
+        if Path(source, "state.json").is_file():  # Dataset.save_to_disk
+            return datasets.load_from_disk(str(source)).to_list()
         return datasets.load_dataset(str(source), split=split).to_list()
     except StopIteration:
         fail(f"{source}: is empty")
@@ -787,7 +795,7 @@ def row_strings(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], lis
     elif names and prompt is None and all(isinstance(text, str) for text in responses):
         (prompt, mark, chosen), (other, _, rejected) = (text.rpartition("\n\nAssistant:") for text in responses)
         if not prompt or prompt != other:
-            raise ValueError("there is no prompt column, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
+            raise ValueError("there is no prompt, and chosen and rejected share no prompt up to '\\n\\nAssistant:'")
         prompt, responses = prompt + mark, [chosen, rejected]
     if messages:
         if tokenizer.chat_template is None:

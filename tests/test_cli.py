@@ -206,6 +206,9 @@ WRONG = [
     (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
     (["--dataset", "START"], "is a start; name the pairs in it, START/d_golden or START/d_initial"),
     (["--baseline", "OTHER"], "other/responses.jsonl: row 0 has no split; see docs/yours.md"),
+    (["--dataset", "OTHER"], "other: is a model, no preference data"),
+    (["--model", "START"], "START: is a start; name a model in it, START/sft say"),
+    (["--model", "ADAPTER"], "adapter: is an adapter, no whole model; merge it into its model"),
     (["--model", "nowhere"], "nowhere: no "),
     (["--model", "./nowhere"], "./nowhere: there is no such folder"),
     (["--device", "meta"], "--device meta: cannot be used here"),
@@ -226,7 +229,9 @@ def test_wrong_arguments_end_in_one_line_and_leave_nothing(arguments, message, s
     letter_tokenizer().save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "responses.jsonl").write_text('{"prompt": "a", "response": "b", "finished": true}')
     (tmp_path / "half" / "d_golden").mkdir(parents=True)
-    places = {"START": start, "OTHER": tmp_path / "other", "HALF": tmp_path / "half"}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    places = {"START": start, "OTHER": tmp_path / "other", "HALF": tmp_path / "half", "ADAPTER": tmp_path / "adapter"}
     arguments = [str(places.get(argument, argument)).replace("START", str(start)) for argument in arguments]
     words = ["--start", str(start), "--out", str(tmp_path / "run"), *arguments]
     with pytest.raises(SystemExit) as error:  # as the command line would: the message is its only line, the exit code 1

@@ -266,25 +266,25 @@ def test_a_file_of_a_hub_data_set_is_asked_for_by_its_address(monkeypatch):
         assert asked.pop() == ((kind,), {"data_files": f"hf://datasets/someone/pairs/{name}", "split": "train"})
 
 
-def test_gzip_parquet_and_folders_are_read(tmp_path):
+def test_gzip_parquet_csv_and_folders_are_read(tmp_path):
     import datasets
 
     rows = [{"prompt": "ab", "chosen": "cd", "rejected": "e"}] * 3
     data = datasets.Dataset.from_list(rows)
     (tmp_path / "folder").mkdir()
-    data.to_parquet(tmp_path / "pairs.parquet")
+    data.to_parquet(tmp_path / "pairs.parquet"), data.to_csv(tmp_path / "pairs.csv"), data.save_to_disk(tmp_path / "one")
     data.to_json(tmp_path / "pairs.jsonl.gz", compression="gzip")
     data.to_json(tmp_path / "folder" / "train.jsonl")
     (tmp_path / "folder" / "test.jsonl").write_text(json.dumps(rows[0]))
     expected = load(write_rows(tmp_path / "pairs.jsonl", rows))
-    for name in ("pairs.parquet", "pairs.jsonl.gz", "folder"):
+    for name in ("pairs.parquet", "pairs.csv", "pairs.jsonl.gz", "folder", "one"):
         assert load(tmp_path / name) == expected
     assert len(load_pairs(str(tmp_path / "folder"), letter_tokenizer(), 8, 8, "error", split="test")) == 1
     data.to_parquet(tmp_path / "both" / "train.parquet"), data.to_parquet(tmp_path / "both" / "test.parquet")
     datasets.DatasetDict(train=data, test=data).save_to_disk(tmp_path / "saved")
     data.to_parquet(tmp_path / "alone" / "train.parquet")
     assert all(has_test(str(tmp_path / name)) for name in ("folder", "both", "saved"))
-    assert not any(has_test(str(tmp_path / name)) for name in ("pairs.parquet", "alone", "nowhere"))
+    assert not any(has_test(str(tmp_path / name)) for name in ("pairs.parquet", "alone", "one", "nowhere"))
 
 
 @given(st.lists(st.tuples(*[st.lists(st.integers(0, 9), max_size=6)] * 2), min_size=1, max_size=6))
