@@ -101,6 +101,22 @@ def kind_of(run: dict) -> tuple[str, str]:
     return mode, NAMES.get(loss, loss)
 
 
+def opponent_of(runs: list[tuple[dict, list[dict]]]) -> str:
+    """Whom the runs' win rates are over: the golden policy, another opponent by its folder's name, or SFT."""
+    names = {Path(run["baseline"]).name for run, evals in runs if evals[0]["baseline"] == "golden_policy"}
+    if not names:
+        return "SFT"
+    return (
+        "golden policy" if names == {"golden_policy"} else " or ".join(sorted(names)).replace("golden_policy", "golden policy")
+    )
+
+
+def one_start(runs: list[dict]) -> bool:
+    """Whether runs, by their args.json, began with one policy and met one opponent: by the files, or by their names."""
+    end = "_sha256" if all("model_sha256" in run for run in runs) else ""
+    return len({(run.get(f"model{end}"), run.get(f"baseline{end}")) for run in runs}) == 1
+
+
 def draw(names: list[str], runs: list[tuple[dict, list[dict]]], out: str, title: str) -> None:
     """Write the picture. Up to six runs have a colour each where they are of one kind, more are a cloud of one colour."""
     figure, ((axes,),) = new_figure(figsize=(8, 5.2))
@@ -127,16 +143,16 @@ def draw(names: list[str], runs: list[tuple[dict, list[dict]]], out: str, title:
         )
     sft = [row["win_rate"] for _, evals in runs for row in evals if row["step"] == 0]
     lines = {"SFT": sum(sft) / len(sft)}
-    opponent = "golden policy" if any(evals[0]["baseline"] == "golden_policy" for _, evals in runs) else "SFT"
-    if opponent == "golden policy":
-        lines["golden policy (parity)"] = 0.5
+    opponent = opponent_of(runs)
+    if opponent != "SFT":
+        lines[f"{opponent} (parity)"] = 0.5
     for name, height in lines.items():
         axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
         axes.annotate(
             name, (0, height), (6, 3), axes.get_yaxis_transform(), "offset points", ha="left", color="grey", fontsize=11
         )
     kl_axis(axes)
-    axes.set_ylabel(f"win rate against the {opponent}")
+    axes.set_ylabel(f"win rate against {opponent.replace('golden', 'the golden', 1)}")
     axes.set_title(title, fontsize=13, loc="left")
     axes.legend(frameon=False, loc="best")
     save_figure(figure, out)
@@ -155,7 +171,7 @@ def main(args: Args) -> None:
         rules.append(rule_wins(run, train_rows(folder, evals[-1]["step"])) if there else None)
     names = [Path(folder).absolute().name for folder in args.runs]
     draw(names, runs, out, args.title)
-    if len({tuple(run.get(f"{name}_sha256", run[name]) for name in ("model", "baseline")) for run, _ in runs}) > 1:
+    if not one_start([run for run, _ in runs]):
         print("these runs have not one start: neither their KL nor their win rates compare")
     table = Table(title="last evaluation of each run, and the best: mean ± standard error over prompts", title_justify="left")
     columns = "run,script,seed,beta,step,KL (nats),win rate,held out,proxy's,rule's,accuracy,best"

@@ -402,7 +402,8 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     (twice[0] / "evals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "0.988 at 2.35 nats" in call("-m", "paper", "frontier", *twice, "--out", tmp_path / "two").stdout
     call("tools/report.py", *twice, "--out", tmp_path / "two.html")
-    assert "0.988 at 2.35 nats" in (tmp_path / "two.html").read_text()
+    page = (tmp_path / "two.html").read_text()
+    assert "0.988 at 2.35 nats" in page and "have not one start" not in page
     # prompts of other data that speak of a month, and runs from two starts
     args, rows = json.loads((twice[0] / "args.json").read_text()), read_jsonl(twice[0] / "responses" / "3.jsonl")
     rows = [row | {"prompt": f"We met in May, {i}"} for i, row in enumerate(rows)]
@@ -410,6 +411,13 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     (twice[0] / "args.json").write_text(json.dumps(args | {"model_sha256": "of another"}))
     done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "two")
     assert "these runs have not one start: neither their KL nor their win rates compare" in done.stdout
+    call("tools/report.py", *twice, "--out", tmp_path / "two.html")
+    assert "These runs have not one start: neither their KL nor their win rates compare" in (tmp_path / "two.html").read_text()
+    # an opponent that is no golden policy has its own name
+    (twice[0] / "args.json").write_text(json.dumps(args | {"baseline": "elsewhere/rival"}))
+    call("-m", "paper", "frontier", twice[0], "--out", tmp_path / "rival")
+    svg = (tmp_path / "rival.svg").read_text()
+    assert "win rate against rival" in svg and "rival (parity)" in svg and "golden" not in svg
     (twice[0] / "evals.jsonl").write_text((twice[0] / "evals.jsonl").read_text().splitlines()[0])
     done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "three", code=1)
     assert "first: has not moved from SFT yet" in done.stderr and not list(tmp_path.glob("three*"))

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds what lies beside it, and common.py lies above
 
 from common import LOGS, check_ranges, fail, mean_stderr, run_command  # noqa: E402
-from paper.frontier import COLORS, MARKERS, OTHERS, kl_axis, new_figure, plt, rule_wins  # noqa: E402
+from paper.frontier import COLORS, MARKERS, OTHERS, kl_axis, new_figure, one_start, opponent_of, plt, rule_wins  # noqa: E402
 from tools import page, write_page  # noqa: E402
 
 # a run's colour on light and on dark ground: that of its side, or, where another run has it already, one of the others
@@ -298,7 +298,7 @@ def main(args: Args) -> None:
         fail(f"{len(args.runs)} runs named; a page shows 1 to 8 of them (python -m paper frontier draws any number)")
     runs = load_runs(args.runs)
     judge = next((key for key in JUDGES if any(row[key] is not None for run in runs for row in run.evals)), None)
-    opponent = "the golden policy" if any(run.evals[0]["baseline"] == "golden_policy" for run in runs) else "SFT"
+    opponent = opponent_of([(run.args, run.evals) for run in runs]).replace("golden", "the golden", 1)
     style = {"svg.hashsalt": "tandem"}  # equal runs, equal pages
     style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     with plt.rc_context(style):
@@ -315,6 +315,7 @@ def main(args: Args) -> None:
         runs=runs,
         judge=JUDGES.get(judge),
         opponent=opponent,
+        one_start=one_start([run.args for run in runs]),
         unjudged=[run.name for run in runs if judge and all(row[judge] is None for row in run.evals)],
         frontier=frontier,
         curves=curves,
