@@ -728,7 +728,7 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
     """The rows of a json, jsonl, csv or parquet file (gzipped, or one of a Hub data set's), a folder, or a Hub data set."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a start; name the pairs in it, {Path(source, 'd_golden')} or {Path(source, 'd_initial')}")
-    if Path(source, "config.json").is_file():
+    if any(Path(source).glob("*.safetensors")):
         fail(f"{source}: is a model, no preference data")
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported over the network
     is_file = Path(source).is_file() or "://" in source  # hf://datasets/OWNER/NAME/FILE

@@ -103,12 +103,8 @@ def kind_of(run: dict) -> tuple[str, str]:
 
 def opponent_of(runs: list[tuple[dict, list[dict]]]) -> str:
     """Whom the runs' win rates are over: the golden policy, another opponent by its folder's name, or SFT."""
-    names = {Path(run["baseline"]).name for run, evals in runs if evals[0]["baseline"] == "golden_policy"}
-    if not names:
-        return "SFT"
-    return (
-        "golden policy" if names == {"golden_policy"} else " or ".join(sorted(names)).replace("golden_policy", "golden policy")
-    )
+    names = sorted({Path(run["baseline"]).name for run, evals in runs if evals[0]["baseline"] == "golden_policy"})
+    return " or ".join("the golden policy" if name == "golden_policy" else name for name in names) or "SFT"
 
 
 def one_start(runs: list[dict]) -> bool:
@@ -145,14 +141,14 @@ def draw(names: list[str], runs: list[tuple[dict, list[dict]]], out: str, title:
     lines = {"SFT": sum(sft) / len(sft)}
     opponent = opponent_of(runs)
     if opponent != "SFT":
-        lines[f"{opponent} (parity)"] = 0.5
+        lines[f"{opponent.removeprefix('the ')} (parity)"] = 0.5
     for name, height in lines.items():
         axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
         axes.annotate(
             name, (0, height), (6, 3), axes.get_yaxis_transform(), "offset points", ha="left", color="grey", fontsize=11
         )
     kl_axis(axes)
-    axes.set_ylabel(f"win rate against {opponent.replace('golden', 'the golden', 1)}")
+    axes.set_ylabel(f"win rate against {opponent}")
     axes.set_title(title, fontsize=13, loc="left")
     axes.legend(frameon=False, loc="best")
     save_figure(figure, out)

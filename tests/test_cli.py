@@ -414,10 +414,10 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     call("tools/report.py", *twice, "--out", tmp_path / "two.html")
     assert "These runs have not one start: neither their KL nor their win rates compare" in (tmp_path / "two.html").read_text()
     # an opponent that is no golden policy has its own name
-    (twice[0] / "args.json").write_text(json.dumps(args | {"baseline": "elsewhere/rival"}))
+    (twice[0] / "args.json").write_text(json.dumps(args | {"baseline": "elsewhere/golden-rival"}))
     call("-m", "paper", "frontier", twice[0], "--out", tmp_path / "rival")
     svg = (tmp_path / "rival.svg").read_text()
-    assert "win rate against rival" in svg and "rival (parity)" in svg and "golden" not in svg
+    assert "win rate against golden-rival" in svg and ">golden-rival (parity)" in svg and "golden policy" not in svg
     (twice[0] / "evals.jsonl").write_text((twice[0] / "evals.jsonl").read_text().splitlines()[0])
     done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "three", code=1)
     assert "first: has not moved from SFT yet" in done.stderr and not list(tmp_path.glob("three*"))

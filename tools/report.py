@@ -298,7 +298,7 @@ def main(args: Args) -> None:
         fail(f"{len(args.runs)} runs named; a page shows 1 to 8 of them (python -m paper frontier draws any number)")
     runs = load_runs(args.runs)
     judge = next((key for key in JUDGES if any(row[key] is not None for run in runs for row in run.evals)), None)
-    opponent = opponent_of([(run.args, run.evals) for run in runs]).replace("golden", "the golden", 1)
+    opponent = opponent_of([(run.args, run.evals) for run in runs])
     style = {"svg.hashsalt": "tandem"}  # equal runs, equal pages
     style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     with plt.rc_context(style):
