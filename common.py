@@ -28,18 +28,18 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 from torch import distributed
+from torch.autograd.function import once_differentiable
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
-from torch.nn.functional import rms_norm
+from torch.nn.functional import linear, rms_norm, silu
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 from torch.utils.tensorboard import SummaryWriter
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 DEFAULT_START = "starts/reviews"
@@ -608,24 +608,59 @@ def load_model(kind, source: str, what: str, device: str, tokens: int, new: bool
 
 
 class FusedRMSNorm(LlamaRMSNorm):
-    """Llama's and Qwen2's normalisation in PyTorch's one kernel, not eight: on a CPU in fp32 the same numbers, to the bit.
+    """Llama's normalisation in PyTorch's one kernel, not eight: on a CPU in fp32 the same numbers, to the bit.
 
     For the backward pass it keeps its input alone. Under autocast its result is cast here, once, and not by each of the
-    products that read it; their gradients add up in that type.
+    products that read it; their gradients add up in that type. That of Qwen3's queries and keys, in bf16 then, stays Llama's.
     """
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if states.dtype != self.weight.dtype:
+            return super().forward(states)
         states = rms_norm(states, self.weight.shape, self.weight, self.variance_epsilon)
         kind = states.device.type
         return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
+class GatedProduct(torch.autograd.Function):
+    """(..., H): silu(gate) * up, both (..., F), times a (H, F) weight. For the backward pass it keeps gate and up alone and
+    makes silu(gate) and its product with up again, where PyTorch keeps all four; the same numbers, to the bit."""
+
+    @staticmethod
+    def forward(ctx, gate, up, weight):
+        ctx.save_for_backward(gate, up, weight)
+        return linear(silu(gate) * up, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        gate, up, weight = ctx.saved_tensors
+        active, grad_product = silu(gate), grad @ weight.to(grad.dtype)  # autocast computed with a weight of grad's type
+        grad_weight = grad.flatten(0, -2).T @ (active * up).flatten(0, -2)
+        return torch.ops.aten.silu_backward(grad_product * up, gate), grad_product * active, grad_weight
+
+
+class LeanMLP(LlamaMLP):
+    """Llama's feed-forward network by GatedProduct, where gradients are asked for and no adapter took a product's place."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled() or type(self.down_proj) is not torch.nn.Linear:
+            return super().forward(states)
+        return GatedProduct.apply(self.gate_proj(states), self.up_proj(states), self.down_proj.weight)
+
+
+LLAMAS = "Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"  # families that normalise, and feed forward, by the same code
+
+
 def fuse(model):
-    """The model with fused attention and normalisation, where it has kinds of them that are known here."""
+    """The model with fused attention, and with the two modules above in the place of Llama's, under any of these names."""
     transformers.AttentionInterface.register("sdpa", attention)
+    norms, mlps = ([f"{family}{kind}" for family in LLAMAS] for kind in ("RMSNorm", "MLP"))
     for part in model.modules():
-        if type(part) in (LlamaRMSNorm, Qwen2RMSNorm):
+        if type(part).__name__ in norms:
             part.__class__ = FusedRMSNorm
+        if type(part).__name__ in mlps and part.config.hidden_act == "silu" and part.down_proj.bias is None:
+            part.__class__ = LeanMLP
     return model
 
 

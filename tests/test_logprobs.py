@@ -3,16 +3,18 @@
 import copy
 import itertools
 import math
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import ipo_online
-from common import Batch, FusedRMSNorm, collate, fuse, recomputing
+from common import LLAMAS, Batch, FusedRMSNorm, LeanMLP, collate, fuse, recomputing
 from ipo_online import kl_to_sft, log_softmax, sequence_logprob
 from tests.conftest import letter_tokenizer, tiny_model
 
@@ -72,13 +74,21 @@ def test_log_softmax_is_fp32_under_autocast():
     assert torch.allclose(logprobs.exp().sum(-1), torch.ones(3), atol=1e-6)  # bf16 would miss this by 1e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", LLAMAS)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_fused_normalisation_changes_no_bit(family, autocast):
-    """Of log-probabilities, and in fp32 of gradients; under autocast those of the products that read it add up in bf16."""
-    plain, tokenizer = tiny_model(family, dtype=torch.float32), letter_tokenizer()
+def test_fused_modules_change_no_bit(family, autocast):
+    """Of log-probabilities, and in fp32 of gradients; under autocast those of the products that read a norm add up in bf16."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 4}
+    config = AutoConfig.for_model(family.lower(), vocab_size=10, num_attention_heads=4, num_key_value_heads=2, **sizes)
+    config.pad_token_id = None
+    plain, tokenizer = AutoModelForCausalLM.from_config(config).eval(), letter_tokenizer()
+    for parameter in plain.parameters():  # norms too: they begin as ones
+        torch.nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.3)
     fused = fuse(copy.deepcopy(plain))
-    assert sum(type(part) is FusedRMSNorm for part in fused.modules()) == 5  # two in each layer, one behind them
+    kinds = Counter(type(part) for part in fused.modules())
+    # two norms in each layer and one behind them; Qwen3 has two more in its attention
+    assert kinds[FusedRMSNorm] == (9 if family == "Qwen3" else 5) and kinds[LeanMLP] == 2
     batch, found = collate([x for x, _ in ROWS], [y for _, y in ROWS], tokenizer, "cpu"), []
     for model in (plain, fused):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -87,6 +97,39 @@ def test_fused_normalisation_changes_no_bit(family, autocast):
         found.append([logprobs, *(parameter.grad for parameter in model.parameters())])
     assert torch.equal(found[0][0], found[1][0]) and len(found[0]) > 20
     assert all((a - b).norm() <= (0.02 if autocast else 0) * a.norm() for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None], ids=str)
+def test_a_lean_feed_forward_network_keeps_two_tensors_and_no_other_gradient(dtype):
+    """Gate and up, where PyTorch keeps four of that size; the same output and gradients, to the bit. None: autocast."""
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=16, num_attention_heads=2, intermediate_size=64)
+    plain, states = LlamaMLP(config).to(dtype or torch.float32), torch.randn(3, 50, 16, dtype=dtype)
+    lean, found, kept = copy.deepcopy(plain), [], []
+    lean.__class__ = LeanMLP
+    for module in (plain, lean):
+        mine = states.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((len(found), t)) or t, lambda t: t):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+                out = module(mine)
+        out.square().sum().backward()
+        found.append([out, mine.grad, *(parameter.grad for parameter in module.parameters())])
+    wide = {(number, t.data_ptr()) for number, t in kept if t.numel() == 3 * 50 * 64}
+    assert Counter(number for number, _ in wide) == {0: 4, 1: 2}
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(*found, strict=True))
+
+
+def test_a_feed_forward_network_that_is_not_llamas_stays_as_it_is():
+    """Another activation, a bias, and an adapter that has taken the place of a product after the model was loaded."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for told in ({"hidden_act": "gelu"}, {"mlp_bias": True}):
+        model = fuse(AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **told)))
+        assert type(model.model.layers[0].mlp) is LlamaMLP
+    adapted = LlamaMLP(LlamaConfig(**sizes))
+    adapted.__class__ = LeanMLP
+    adapted.down_proj = torch.nn.Sequential(adapted.down_proj, torch.nn.Linear(16, 16))
+    states = torch.randn(3, 16)
+    assert torch.equal(adapted(states), LlamaMLP.forward(adapted, states))
 
 
 def test_chunks_over_the_vocabulary_change_nothing(family, monkeypatch):
