@@ -56,7 +56,7 @@ from common import (
     wins,
 )
 
-CHUNK = 4096  # so many tokens have logits over the whole vocabulary at a time
+CHUNK = 1024  # so many tokens have logits over the whole vocabulary at a time
 
 
 @dataclass
