@@ -251,7 +251,7 @@ def pick_device(name: str) -> str:
         torch.zeros(1, device=name).item()
         if "LOCAL_RANK" in os.environ:  # accelerate launch, or torchrun
             name = str(PartialState(cpu=name == "cpu").device).replace("cpu:0", "cpu")
-        if torch.device(name).index is not None:  # cuda:1
+        if torch.device(name).type == "cuda" and torch.device(name).index is not None:  # cuda:1
             torch.cuda.set_device(name)  # what names no GPU means this one
     except (RuntimeError, AssertionError) as error:
         fail(f"--device {name}: cannot be used here ({first_line(error)}); --device cpu always can")
@@ -320,21 +320,27 @@ def choose_folder(args, script: str) -> Path:
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if out.is_file() or (not begun and inside - {"args.json.partial", "responses", ".lock"}):
         fail(f"--out {out}: there is something in this place already, and it is no run; name another")
+    check_begun(args, out, script)
+    if getattr(args, "track", False) and not importlib.util.find_spec("wandb"):
+        fail("--track needs Weights & Biases: pip install wandb")
+    if args.batch_size % processes():
+        fail(f"--batch-size {args.batch_size}: {processes()} processes share it, it must be a multiple of that")
+    return out
+
+
+def check_begun(args, out: Path, script: str) -> None:
+    """End the program where this folder has a run that is not to be gone on with, or is finished: then it ends well."""
+    begun = arguments_of(out)
     if begun and not args.resume:
         fail(f"--out {out}: there is a run in this place already; name another, or go on with it by --resume")
-    if begun and (was := arguments_of(out)["script"]) != script:
-        fail(f"--out {out}: this is a run of {was}.py; go on with that, or name another folder")
+    if begun and begun["script"] != script:
+        fail(f"--out {out}: this is a run of {begun['script']}.py; go on with that, or name another folder")
     if changed := changed_arguments(args, out):
         fail(f"--out {out}: this run was begun with {' '.join(changed)}; repeat that, or name another folder")
     if (out / "policy").exists():
         shutil.rmtree(out / "checkpoint", ignore_errors=True)  # what a kill during its removal has left
         print(f"{out}: this run is finished")
         raise SystemExit(0)
-    if getattr(args, "track", False) and not importlib.util.find_spec("wandb"):
-        fail("--track needs Weights & Biases: pip install wandb")
-    if args.batch_size % processes():
-        fail(f"--batch-size {args.batch_size}: {processes()} processes share it, it must be a multiple of that")
-    return out
 
 
 LOCKS = []  # held until the process ends, however it ends
@@ -382,14 +388,14 @@ def begin_run(args, out: Path, script: str) -> None:
     if rank():
         return
     claim(out)
+    check_begun(args, out, script)  # again: while models were loaded, another process may have begun here, and ended
     (out / "responses").mkdir(exist_ok=True)
     now = {"git_revision": revision(script)}
     now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     now |= {"threads": torch.get_num_threads(), "device": args.device, "processes": processes()}
     parts = {name: getattr(args, name, None) for name in ("model", "dataset", "judge", "golden", "baseline")}
     read = {f"{name}_sha256": contents(source) for name, source in parts.items() if source}
-    if (out / "args.json").exists():
-        was = arguments_of(out)
+    if was := arguments_of(out):
         if changed := [name for name, digest in read.items() if was.get(name, digest) != digest]:
             source = parts[changed[0].removesuffix("_sha256")]
             fail(f"--out {out}: {source} is not as it was when this run began; put that back, or begin anew in another folder")
@@ -641,10 +647,16 @@ class GatedProduct(torch.autograd.Function):
 
 
 class LeanMLP(LlamaMLP):
-    """Llama's feed-forward network by GatedProduct, where gradients are asked for and no adapter took a product's place."""
+    """Llama's feed-forward network by GatedProduct, where gradients are asked for and no adapter took a product's place.
+
+    Under gradient checkpointing it is Llama's, which stops before its last product when it is computed again.
+    """
+
+    checkpointed = False
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled() or type(self.down_proj) is not torch.nn.Linear:
+        plain = all(type(part) is torch.nn.Linear for part in (self.gate_proj, self.up_proj, self.down_proj))
+        if self.checkpointed or not plain or not torch.is_grad_enabled():
             return super().forward(states)
         return GatedProduct.apply(self.gate_proj(states), self.up_proj(states), self.down_proj.weight)
 
@@ -747,6 +759,9 @@ def recomputing(model, checkpointing: str):
         model.disable_input_require_grads()  # a hook on the embeddings, one more with each call, that adapters alone need
     for layer in layers:
         layer.training = True
+    for part in model.modules():
+        if isinstance(part, LeanMLP):
+            part.checkpointed = bool(layers)  # until the next call: the backward pass, after this one, must find the same
     for own, name, _ in dropouts:
         own[name] = 0.0
     yield
@@ -846,11 +861,11 @@ def row_strings(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], lis
 
 def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
     """Ids of texts that begin with a prompt, each distinct one encoded once."""
-    if not texts:
-        return []
-    special = not (tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token))  # a chat template wrote its own
-    distinct = list(dict.fromkeys(texts))
-    ids = dict(zip(distinct, tokenizer(distinct, add_special_tokens=special, return_attention_mask=False).input_ids))
+    ids = dict.fromkeys(texts)
+    for own in (False, True):  # a chat template wrote its own first token
+        some = [text for text in ids if own == bool(tokenizer.bos_token and text.startswith(tokenizer.bos_token))]
+        if some:
+            ids |= zip(some, tokenizer(some, add_special_tokens=not own, return_attention_mask=False).input_ids)
     return [ids[text] for text in texts]
 
 
@@ -918,9 +933,13 @@ def load_pairs(
     eos, unknown = tokenizer.eos_token_id, unknown_ids(tokenizer)
     texts, responses, messages = zip(*strings.values()) if strings else ((), (), ())
     for number, text, prompt, said in zip(strings, texts, encode_prompts(tokenizer, texts), messages):
-        pairs[number] = {"row": number, "text": text, "margin": rows[number].get("margin"), "prompt": Prompt(prompt)}
+        margin = rows[number].get("margin")
+        pairs[number] = {"row": number, "text": text, "prompt": Prompt(prompt)}
+        pairs[number]["margin"] = margin if isinstance(margin, (int, float)) else None  # a text is no judge's
         pairs[number]["prompt"].messages = said
-        if unknown.intersection(prompt):
+        if not prompt:
+            bad[number] = "the prompt has no tokens"
+        elif unknown.intersection(prompt):
             bad[number] = "the prompt has a word that the tokenizer does not know"
         elif len(prompt) > max_prompt_tokens:
             bad[number] = f"the prompt has {len(prompt)} tokens, --max-prompt-tokens is {max_prompt_tokens}"
@@ -1299,7 +1318,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     chosen_rows = random.Random(0).sample(known, min(args.eval_prompts, len(known)))
     chosen_rows.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))  # less padding
     if args.baseline is None:
-        distinct = list({p["text"]: p for p in reversed(pairs)}.values())[::-1][: args.eval_prompts]
+        distinct = list({p["text"]: p for p in pairs}.values())[: args.eval_prompts]
         if args.golden or getattr(args, "judge", None):
             print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")
         prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
@@ -1321,6 +1340,8 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     prompts, responses, _ = encode(tokenizer, texts, [r["response"] for r in rows], [r["finished"] for r in rows])
     if unknown := [x for x, y in zip(texts, map(unknown_ids(tokenizer).intersection, prompts)) if y]:
         fail(f"{source}: the prompt {unknown[0]!r} has a word that the tokenizer does not know")
+    if not all(prompts):
+        fail(f"{source}: the prompt {texts[prompts.index([])]!r} has no tokens")
     if (longest := max(map(len, prompts))) > args.max_prompt_tokens:
         fail(f"{source}: has a prompt of {longest} tokens, --max-prompt-tokens is {args.max_prompt_tokens}")
     if cut := sum(len(y) > args.max_response_tokens for y in responses):

@@ -64,7 +64,8 @@ def main(args: Args) -> None:
     pairs = [pair for end in ends for pair in stream[end - count : end]]
     texts = ([p[name] for p in pairs] for name in ("prompt", "chosen", "rejected"))
     truth = margin(golden, *texts).double()
-    verdicts = {"proxy": torch.tensor([float(p["chosen"] != p["rejected"]) for p in pairs])}  # it labelled the first as chosen
+    # the proxy put chosen first, or had no preference
+    verdicts = {"proxy": torch.tensor([float(p["margin"] != 0 and p["chosen"] != p["rejected"]) for p in pairs])}
     before = pair_logprobs(reference, pairs, tokenizer, WIDTH)
     for source in args.policies:
         policy, _ = load_policy(source, device, sum(limits))

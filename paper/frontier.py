@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import fail, mean_stderr, wins
+from common import arguments_of, fail, mean_stderr, wins
 from prepare.reviews import all_prompts, taste
 
 matplotlib.use("agg")
@@ -36,11 +36,16 @@ def json_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def json_rows(path: Path) -> list[dict]:
+    """The lines of a file that may be growing: what follows the last line end is not whole yet."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
 def load_run(folder: str) -> tuple[dict, list[dict]]:
     """(args.json, the rows of evals.jsonl) of a run."""
+    args = arguments_of(Path(folder)) or fail(f"{folder}: not the folder of a run: it has no args.json")
     try:
-        args = json.loads(Path(folder, "args.json").read_text())
-        evals = json_lines(Path(folder, "evals.jsonl"))
+        evals = json_rows(Path(folder, "evals.jsonl"))
     except (OSError, ValueError) as error:
         fail(f"{folder}: not the folder of a run ({error})")
     if not evals or evals[0]["win_rate"] is None:
@@ -60,10 +65,11 @@ def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
 
     args: the run's; rows: of train_rows.
     """
-    if args["baseline"] is None or not {r["prompt"] for r in rows} <= set(all_prompts()):
+    met = {r["prompt"] for r in rows}
+    if args["baseline"] is None or not met <= set(all_prompts()):
         return None
     stored = json_lines(Path(args["baseline"], "responses.jsonl"))
-    baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored}
+    baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored if r["prompt"] in met}
     if lacking := [r["prompt"] for r in rows if r["prompt"] not in baseline]:
         fail(f"{args['baseline']}: has no response to {lacking[0]!r}; it is not the opponent that this run met")
     return wins(torch.tensor([taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]))

@@ -164,7 +164,10 @@ def main(args: Args) -> None:
     asked = {name: value for name, value in asdict(args).items() if name not in UNCHECKED}
     changed, trained = [], any((out / name).exists() for name in ("sft", "golden", "d_golden", "proxy", "golden_policy"))
     if (out / "prepare.json").exists():
-        made = json.loads((out / "prepare.json").read_text())
+        try:
+            made = json.loads((out / "prepare.json").read_text())
+        except ValueError as error:
+            fail(f"{out}/prepare.json: cannot be read ({error}); choose another --out (finished stages can be copied there)")
         changed = [flag_of(name, made[name]) for name in asked if made.get(name, asked[name]) != asked[name]]
         if changed and trained:
             told = "repeat that, or choose another --out (finished stages can be copied there)"
@@ -207,7 +210,8 @@ def main(args: Args) -> None:
             if name != "golden_policy":
                 shutil.rmtree(out / "golden_policy.run", ignore_errors=True)  # a half-made one was made from other models
             function(argument)
-            (out / "prepare.json").write_text(json.dumps(asked, indent=1) + "\n")
+            (out / "prepare.json.partial").write_text(json.dumps(asked, indent=1) + "\n")
+            (out / "prepare.json.partial").replace(out / "prepare.json")
         print(f"{out}/{name}: " + (f"made in {time.time() - began:.0f} s" if missing else "there already"))
 
 

@@ -66,6 +66,8 @@ def main(args: Args) -> None:
     tokenizer = loaded[0][1]
     if tokenizer.get_vocab() != loaded[-1][1].get_vocab():
         fail(f"{' and '.join(args.policies)}: have different vocabularies; a pair has one")
+    if len(ends := {own.eos_token for _, own in loaded}) > 1:
+        fail(f"{' and '.join(args.policies)}: have different end tokens, {' and '.join(sorted(ends))}; a pair has one")
     tokenizer.rows = max(other.rows for _, other in loaded)  # either may have more embeddings than tokens
     judge = load_judge(args.judge, tokenizer, device, *limits)
     rows = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)

@@ -152,7 +152,10 @@ def train(args: Train) -> None:
                 loss = preference_nll(model, args.form, tokenizer.eos_token_id, *texts, coins).mean()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not loss.isfinite() or not norm.isfinite():
+                where = f"{Path(args.out).name}: step {step}"
+                fail(f"{where}: the loss is {loss.item()}, its gradient's norm {norm.item()}; lower the learning rate")
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=loss.item(), refresh=False)

@@ -17,7 +17,7 @@ import tyro
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from common import check_ranges, finished_folder, run_command
+from common import check_ranges, fail, finished_folder, run_command
 
 MONTHS = "January February March April May June July August September October November December".split()
 # kind of thing: what is reviewed, its aspects, words of praise, words of complaint
@@ -188,6 +188,10 @@ def main(args: Args) -> None:
     prompts = all_prompts()
     rng.shuffle(prompts)
     held_out = int(len(prompts) * args.test_share)
+    if not 0 < held_out < len(prompts):
+        fail(f"--test-share {args.test_share}: holds out {held_out} of {len(prompts)} prompts; neither side may be empty")
+    if args.pairs < 10:
+        fail(f"--pairs {args.pairs}: must be at least 10; a tenth as many are made of held-out prompts")
     with finished_folder(f"{args.out}/d_initial") as folder:
         sizes = ("untrained_small", 32, 80), ("untrained", 64, 192), ("untrained_golden", 128, 416)
         for (name, width, inner), seed in zip(sizes, (args.seed, args.seed, args.seed + 1000)):

@@ -5,6 +5,7 @@ The paper trains one such model on chosen and rejected responses alike: it is to
 """
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from common import (
     by_length,
     check_ranges,
     collate,
+    fail,
     finished_folder,
     has_test,
     load_pairs,
@@ -78,7 +80,7 @@ def main(args: Args) -> None:
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
     with finished_folder(args.out) as folder:
         bar = tqdm(order, desc="sft", unit="step")
-        for indices in bar:
+        for step, indices in enumerate(bar):
             rows = [pairs[i] for i in indices]
             prompts = [row["prompt"] for row in rows] * 2
             responses = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
@@ -90,7 +92,9 @@ def main(args: Args) -> None:
                     nll = -sequence_logprob(model, batch).sum() / count  # nats a token of the whole batch
                 nll.backward()
                 loss += nll.item()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not math.isfinite(loss) or not norm.isfinite():
+                fail(f"sft: step {step}: the loss is {loss}, its gradient's norm {norm.item()}; lower the learning rate")
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=loss, refresh=False)

@@ -20,6 +20,7 @@ import ipo_offline
 import ipo_online
 from benchmarks import shapes
 from common import load_evaluation, load_pairs, load_policy, load_tokenizer
+from prepare import preference_model, reviews, sft
 from tests.conftest import (
     MINIATURE,
     REPO,
@@ -253,6 +254,21 @@ def test_a_used_folder_is_refused(start, runs):
     assert "there is a run in this place already" in done.stderr
 
 
+def test_a_run_that_began_while_models_were_loaded_is_not_written_over(runs, tmp_path):
+    """The folder was empty when it was chosen, and is looked at again once it is claimed; by --resume too."""
+    args = ipo_offline.Args(start="s", model="m", out=str(tmp_path / "run"))
+    out = common.choose_folder(args, "ipo_offline")
+    shutil.copytree(runs["ipo_offline"], out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit, match="there is a run in this place already"):
+        common.begin_run(args, out, "ipo_offline")
+    common.LOCKS.pop().release()
+    with pytest.raises(SystemExit, match="this run was begun with --start"):
+        common.begin_run(dataclasses.replace(args, resume=True), out, "ipo_offline")
+    common.LOCKS.pop().release()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("script", ["ipo_offline.py", "ipo_online.py"])
 def test_a_loss_that_is_no_number_names_its_step(script, start, tmp_path):
     command = [script, "--start", start, *SHORT, "--learning-rate", 1e30, "--out"]
@@ -389,6 +405,9 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     svg = (tmp_path / "pictures" / "frontier.svg").read_text()
     assert "online IPO" in svg and "offline IPO" in svg and "SFT" in svg
     assert "not the folder of a run" in call("-m", "paper", "frontier", tmp_path, code=1).stderr
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "args.json").write_text("[]")
+    assert "is not what a run wrote" in call("-m", "paper", "frontier", tmp_path / "list", code=1).stderr
     # two runs of a kind are told apart; an ending in --out is not written twice; a run that has only begun has no curve
     twice = [shutil.copytree(runs["ipo_online"], tmp_path / name) for name in ("first", "second")]
     done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "two.png")
@@ -396,6 +415,9 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     svg = (tmp_path / "two.svg").read_text()
     assert "online IPO, first" in svg and "online IPO, second" in svg and not list(tmp_path.glob("*.png.*"))
     assert "is a folder; name the picture" in call("-m", "paper", "frontier", *twice, "--out", tmp_path, code=1).stderr
+    # of one that is running, or was killed, the last line may be half there
+    with open(twice[1] / "evals.jsonl", "a") as file:
+        file.write('{"step": 4, "kl": ')
     # the best evaluation is another than the last
     rows = read_jsonl(twice[0] / "evals.jsonl")
     rows[1] |= {"win_rate": 0.9876, "kl": 2.345}
@@ -418,7 +440,7 @@ def test_frontier_draws_and_prints(runs, tmp_path):
     call("-m", "paper", "frontier", twice[0], "--out", tmp_path / "rival")
     svg = (tmp_path / "rival.svg").read_text()
     assert "win rate against golden-rival" in svg and ">golden-rival (parity)" in svg and "golden policy" not in svg
-    (twice[0] / "evals.jsonl").write_text((twice[0] / "evals.jsonl").read_text().splitlines()[0])
+    (twice[0] / "evals.jsonl").write_text((twice[0] / "evals.jsonl").read_text().splitlines()[0] + "\n")
     done = call("-m", "paper", "frontier", *twice, "--out", tmp_path / "three", code=1)
     assert "first: has not moved from SFT yet" in done.stderr and not list(tmp_path.glob("three*"))
     shutil.rmtree(twice[1] / "policy")
@@ -430,6 +452,44 @@ def test_prepare_makes_no_start_among_other_things(tmp_path):
     done = call("-m", "prepare", "--out", tmp_path, "--pairs", 40, code=1)
     assert f"error: --out {tmp_path}: there is something in this folder already, and it is no start" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_stage_that_diverges_is_not_kept(start, tmp_path):
+    """SFT or a judge that came to no number would be taken for finished; one line says what to lower."""
+    few = {"steps": 5, "learning_rate": 1e30, "out": str(tmp_path / "made")}
+    roles = str(start / "untrained"), str(start / "d_initial")
+    for main, args, name in (
+        (sft.main, sft.Args(*roles, **few), "sft"),
+        (preference_model.train, preference_model.Train(*roles, **few), "made"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^error: {name}: step \d: the loss is .*nan; lower the learning rate$"):
+            main(args)
+        assert not (tmp_path / "made").exists()
+
+
+def test_a_broken_note_of_what_was_prepared_ends_in_one_line(start, tmp_path):
+    shutil.copytree(start, tmp_path / "start")
+    (tmp_path / "start" / "prepare.json").write_text("")
+    done = call("-m", "prepare", "--out", tmp_path / "start", "--seed", 7, "--pairs", 400, *MINIATURE, code=1)
+    assert done.stderr.startswith(f"error: {tmp_path}/start/prepare.json: cannot be read")
+
+
+def test_a_world_has_prompts_on_either_side(tmp_path):
+    for args, message in (
+        ({"test_share": 1.0}, r"--test-share 1.0: holds out (\d+) of \1 prompts"),
+        ({"test_share": 0.0001}, "--test-share 0.0001: holds out 0 of"),
+        ({"pairs": 9}, "--pairs 9: must be at least 10"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            reviews.main(reviews.Args(out=str(tmp_path / "world"), **args))
+    assert not (tmp_path / "world").exists()
+
+
+def test_without_a_golden_policy_the_first_prompts_are_asked():
+    """Distinct ones, in their order, though the first comes again later."""
+    pairs = [{"text": text, "prompt": [number]} for number, text in enumerate(("May", "June", "July", "May"))]
+    evaluation = load_evaluation(ipo_offline.Args(eval_prompts=2), None, pairs)
+    assert evaluation.texts == ["May", "June"] and evaluation.train_count == 2
 
 
 def test_sft_says_how_likely_the_data_are(start, tmp_path):

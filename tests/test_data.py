@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 
 from common import (
@@ -81,7 +82,7 @@ def test_a_chat_template_that_writes_the_beginning_gets_no_second_one():
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
-    for prompts in (["ab", "c"], ["<bos>ab", "<bos>c"]):
+    for prompts in (["ab", "c"], ["<bos>ab", "<bos>c"], ["ab", "<bos>c"], ["<bos>ab", "c"]):
         heads, tails, alone = encode(tokenizer, prompts, ["d", "ef"], [True, False])
         assert heads == [[bos, 2, 3], [bos, 4]] and tails == [[5, 1], [6, 7]] and not alone
 
@@ -123,6 +124,24 @@ def test_a_bad_row_is_named_or_skipped_and_counted(reason, tmp_path, capsys):
     assert f"{path}: row 2: " in str(error.value) and reason in str(error.value) and "\n" not in str(error.value)
     assert [pair["row"] for pair in load(path, on_bad_row="skip")] == [0, 1, 3]
     assert "1 of 4 rows left out" in capsys.readouterr().out
+
+
+def test_a_prompt_of_which_no_token_is_left_is_a_bad_row(tmp_path):
+    """Its tokenizer drops what it has: U+200B, say."""
+    tokenizer, good = letter_tokenizer(), {"prompt": "ab", "chosen": "cd", "rejected": "e"}
+    tokenizer.backend_tokenizer.normalizer = Replace("\u200b", "")
+    path = write_rows(tmp_path / "pairs.jsonl", [good, good | {"prompt": "\u200b"}])
+    with pytest.raises(SystemExit, match="row 1: the prompt has no tokens"):
+        load(path, tokenizer)
+    assert len(load(path, tokenizer, on_bad_row="skip")) == 1
+
+
+def test_a_margin_is_a_number_or_none(tmp_path):
+    good = {"prompt": "ab", "chosen": "cd", "rejected": "e"}
+    path = write_rows(tmp_path / "numbers.jsonl", [good | {"margin": margin} for margin in (2, 0.5, None)])
+    assert [pair["margin"] for pair in load(path)] == [2, 0.5, None]
+    path = write_rows(tmp_path / "words.jsonl", [good | {"margin": "wide"}])
+    assert load(path)[0]["margin"] is None
 
 
 def test_prompts_alone_are_read_where_no_responses_are_needed(tmp_path, capsys):

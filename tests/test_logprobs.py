@@ -149,7 +149,9 @@ def test_chunks_over_the_vocabulary_change_nothing(family, monkeypatch):
 DROPPING = {  # in modules of its own, and by the layer itself
     "gpt2": GPT2Config(vocab_size=10, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5, attn_pdrop=0.5),
     "opt": OPTConfig(vocab_size=10, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.5),
+    "llama": LlamaConfig(vocab_size=10, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, attention_dropout=0.5),
 }
+DROPPING["llama"].intermediate_size = 32
 
 
 @pytest.mark.parametrize("name", DROPPING)
@@ -160,7 +162,7 @@ def test_recomputing_keeps_gradients_and_leaves_dropout_off(name, dtype):
     Full keeps next to nothing and computes every product again; selective computes no product twice.
     """
     config = DROPPING[name]
-    policy, gradients, kept, flops = AutoModelForCausalLM.from_config(config).to(dtype).eval(), {}, {}, {}
+    policy, gradients, kept, flops = fuse(AutoModelForCausalLM.from_config(config)).to(dtype).eval(), {}, {}, {}
     batch = collate([[2, 3]] * 8, [[4, 5, 1]] * 8, letter_tokenizer(), "cpu")
     for checkpointing in ("off", "selective", "full"):
         with MemTracker() as tracker, recomputing(policy, checkpointing):
@@ -176,7 +178,20 @@ def test_recomputing_keeps_gradients_and_leaves_dropout_off(name, dtype):
     assert kept["full"] < kept["selective"] < kept["off"] and kept["full"] < kept["off"] / 2
     assert flops["selective"] == flops["off"] < flops["full"]
     assert not any(module.training or module._forward_hooks for module in policy.modules())
-    assert vars(policy.config)[{"gpt2": "resid_pdrop", "opt": "dropout"}[name]] == 0.5  # as it was
+    told = {"gpt2": "resid_pdrop", "opt": "dropout", "llama": "attention_dropout"}
+    assert vars(policy.config)[told[name]] == 0.5  # as it was
+
+
+def test_a_layer_that_is_computed_again_stops_before_its_last_product():
+    """As many operations in the backward pass of a Llama that is fused as of one that is not."""
+    plain, flops = AutoModelForCausalLM.from_config(DROPPING["llama"]).eval(), []
+    for policy in (plain, fuse(copy.deepcopy(plain))):
+        with recomputing(policy, "full"):
+            logprobs = sequence_logprob(policy, collate([[2, 3]] * 8, [[4, 5, 1]] * 8, letter_tokenizer(), "cpu"))
+        with FlopCounterMode(display=False) as counter:
+            logprobs.sum().backward()
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0
 
 
 def every_response(letters: int, length: int, eos: int):

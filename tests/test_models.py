@@ -233,6 +233,10 @@ def test_nothing_loads_a_pickle_or_foreign_code():
         )
 
 
+def test_a_cpu_may_have_its_number():
+    assert pick_device("cpu:0") == "cpu:0"
+
+
 def test_a_gpu_is_chosen_by_its_number(monkeypatch):
     """As far as can be told without one: plain cuda stays the current one, a number makes it the current one."""
     chosen, zeros = [], torch.zeros

@@ -326,6 +326,7 @@ def miniature(tmp_path, monkeypatch):
     return world, calls
 
 
+@pytest.mark.timeout(900)  # hundreds of small runs: on a slow machine longer than any other test may take
 def test_every_experiment_in_miniature(miniature, tmp_path, monkeypatch, capsys):
     """python -m paper all: from nothing to docs/findings.md; a second call makes nothing again, and redraws the same page."""
     world, calls = miniature
@@ -478,5 +479,6 @@ def test_the_rule_prefers_praise(tmp_path):
         for word in ("friendly", "rude")
     )
     for stored, expected in ((rude, [1.0, 0.5]), (friendly, [0.5, 0.0])):
-        (tmp_path / "responses.jsonl").write_text(json.dumps(stored) + "\n")
+        other = stored | {"prompt": "Hello"}  # which these runs have not met
+        (tmp_path / "responses.jsonl").write_text(json.dumps(stored) + "\n" + json.dumps(other) + "\n")
         assert list(rule_wins({"baseline": str(tmp_path)}, [friendly, rude])) == expected

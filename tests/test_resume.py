@@ -208,14 +208,14 @@ def test_another_script_is_refused(start, tmp_path):
 
 
 def test_another_model_in_the_same_place_is_refused(start, tmp_path):
-    """As it is where a start was prepared anew; by its contents, wherever it lies."""
+    """As it is where a start was prepared anew; by its contents, whatever it is called."""
     model = shutil.copytree(start / "sft", tmp_path / "sft")
-    args = ipo_offline.Args(start=str(start), model=str(model), dataset="owner/name", out=str(tmp_path / "run"))
+    args = ipo_offline.Args(start=str(start), model=str(model), dataset="owner/name", out=str(tmp_path / "run"), resume=True)
     for _ in range(2):
         common.begin_run(args, tmp_path / "run", "ipo_offline")
         common.LOCKS.pop().release()
-    shutil.copytree(model, tmp_path / "moved")
-    common.begin_run(dataclasses.replace(args, model=str(tmp_path / "moved")), tmp_path / "run", "ipo_offline")
+    (tmp_path / "link").symlink_to(model)
+    common.begin_run(dataclasses.replace(args, model=str(tmp_path / "link")), tmp_path / "run", "ipo_offline")
     common.LOCKS.pop().release()
     shutil.copy(start / "golden_policy" / "model.safetensors", model)
     with pytest.raises(SystemExit, match=f"{model} is not as it was when this run began; put that back"):

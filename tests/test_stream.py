@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -159,3 +160,8 @@ def test_pairs_from_one_policy_or_two(start, runs, tmp_path):
     call("ipo_offline.py", *sizes, "--dataset", tmp_path / "two" / "stream")
     done = call(*command, final, final, final, "--out", tmp_path / "three", code=1)
     assert done.stderr == "error: --policies: one or two, not 3\n" and not (tmp_path / "three").exists()
+    other = shutil.copytree(start / "sft", tmp_path / "other")  # the same words, another one ends
+    told = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps(told | {"eos_token": "."}))
+    done = call(*command, final, other, "--out", tmp_path / "three", code=1)
+    assert "have different end tokens, . and" in done.stderr and not (tmp_path / "three").exists()

@@ -20,7 +20,18 @@ from markupsafe import Markup, escape
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds what lies beside it, and common.py lies above
 
 from common import LOGS, check_ranges, fail, mean_stderr, run_command  # noqa: E402
-from paper.frontier import COLORS, MARKERS, OTHERS, kl_axis, new_figure, one_start, opponent_of, plt, rule_wins  # noqa: E402
+from paper.frontier import (  # noqa: E402
+    COLORS,
+    MARKERS,
+    OTHERS,
+    json_rows,
+    kl_axis,
+    new_figure,
+    one_start,
+    opponent_of,
+    plt,
+    rule_wins,
+)
 from tools import page, write_page  # noqa: E402
 
 # a run's colour on light and on dark ground: that of its side, or, where another run has it already, one of the others
@@ -72,11 +83,6 @@ class Run:
     def answers(self, step: int) -> Path:
         """The file with what it answered at an evaluation."""
         return self.folder / "responses" / f"{step}.jsonl"
-
-
-def json_rows(path: Path) -> list[dict]:
-    """The lines of a file that may be growing: what follows the last line end is not whole yet."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def by_prompt(path: Path) -> dict[str, dict]:
