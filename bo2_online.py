@@ -87,7 +87,7 @@ class Args:
     device: str = "auto"
     """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 samples and trains under autocast; weights, AdamW, log-softmax, judges and evaluation stay in fp32"""
+    """bf16 trains, and samples to train on, under autocast; weights, AdamW, log-softmax, judges and evaluation stay in fp32"""
 
     # ---- algorithm
     steps: int = 400

@@ -4,10 +4,10 @@
     python benchmarks/backward.py --rows 16 --tokens 128 --precision fp32                             # what a CPU can do
     python benchmarks/backward.py --count --shape pythia-410m       # nothing but what a pass keeps, counted on the CPU
 
-Not accumulated, and not checkpointed unless a side says so; policy, reference and judge are resident. Naive means logits of
-all positions in fp32, as a model returns them, and one log-softmax. Both responses of a pair count as sequences; half of each
-is prompt. Every side is a process of its own, so that peak memory is its own: what CUDA allocated, or what the process
-occupied. The last line is JSON.
+Not accumulated, and no layer checkpointed unless a side says so; policy, reference and judge are resident. Naive means
+logits of all positions in fp32, as a model returns them, and one log-softmax. Both responses of a pair count as sequences;
+half of each is prompt. Every side is a process of its own, so that peak memory is its own: what CUDA allocated, or what the
+process occupied. The last line is JSON.
 """
 
 import json

@@ -57,7 +57,7 @@ class Args:
     dataset: str | None = None
     """preference pairs, file, folder or Hub name (default: the embedded world's)"""
     golden_model: str | None = None
-    """model that the golden preference model starts from; better larger than --model (default: as --model)"""
+    """model that golden starts from; better larger than --model (default: as --model, or the embedded world's own)"""
     form: Literal["pointwise", "pairwise"] = "pointwise"
     """form of both preference models; pairwise, the paper's own, wants a pretrained model"""
     seed: int = 1
@@ -173,7 +173,7 @@ def main(args: Args) -> None:
             told = "repeat that, or choose another --out (finished stages can be copied there)"
             fail(f"{args.out} was begun with {' '.join(changed)}; {told}")
     if embedded:
-        print(f"{args.out}: the embedded world, about 90 seconds on 2 cores")
+        print(f"{args.out}: the embedded world, about two minutes on 2 cores")
     else:
         steps = args.sft_steps + args.golden_steps + args.proxy_steps + args.policy_steps
         print(f"{args.out}: {steps} gradient steps in four stages; each shows the time it has left")

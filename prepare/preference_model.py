@@ -46,11 +46,11 @@ class Train:
     model: str
     """a causal language model, whose trunk is used, or a preference model to go on from: folder or Hub name"""
     dataset: str
-    """preference pairs to train on: file, folder or Hub name; a folder's test split serves as the held-out pairs"""
+    """preference pairs to train on: file, folder or Hub name; held out is its split test, else the last 5 % (at most 1,000)"""
     out: str
     """folder to write the model and its tokenizer to"""
     pairs: int | None = None
-    """train on the first so many pairs (default: all)"""
+    """train on the first so many pairs (default: all that are not held out)"""
     form: Literal["pointwise", "pairwise"] = "pointwise"
     """pointwise: one score a response; pairwise: both responses in one context, in both orders (the paper's)"""
     seed: int = 1
