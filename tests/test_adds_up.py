@@ -5,6 +5,7 @@ step: all of it must add up."""
 import copy
 import json
 import random
+import shutil
 import statistics
 from pathlib import Path
 
@@ -260,6 +261,12 @@ def test_classifiers_are_counted_by_golden(start, finished, tmp_path):
         assert {name: result["accuracy"][name][i] for name in right} == {
             name: pytest.approx(statistics.mean(map(float, values))) for name, values in right.items()
         }
+    tied = shutil.copytree(run, tmp_path / "tied")  # a proxy without a preference is right half of the time
+    rows = [json.dumps(row | {"margin": 0.0}) for row in read_jsonl(tied / "stream" / "train.jsonl")]
+    (tied / "stream" / "train.jsonl").write_text("\n".join(rows) + "\n")
+    command[command.index("--run") + 1] = tied
+    call(*command, "--moments", 2, "--pairs", 3, "--out", tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "result.json").read_text())["accuracy"]["proxy"] == [0.5, 0.5]
 
 
 @torch.no_grad()
