@@ -1,16 +1,28 @@
-"""`python tests/in_double.py ipo_offline ARGUMENTS`: a script whose models compute in float64, to compare the last digits."""
+"""`python tests/in_double.py ipo_offline ARGUMENTS`: a script whose models compute in float64.
 
-import importlib
+So the last digits can be compared. Of the script it needs the path alone: what transformers loads
+is made float64, whoever asks for it.
+"""
+
+import runpy
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
-import tyro
+from transformers import PreTrainedModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+load = PreTrainedModel.from_pretrained.__func__
 
-import common  # noqa: E402
 
-load_model = common.load_model
-common.load_model = lambda *args, **options: load_model(*args, **options).double()
-script = importlib.import_module(sys.argv[1])
-common.run_command(script.main, tyro.cli(script.Args, args=sys.argv[2:]))
+def load_in_double(cls, *args, **options):
+    loaded = load(cls, *args, **options)
+    if isinstance(loaded, tuple):  # output_loading_info=True
+        return loaded[0].double(), *loaded[1:]
+    return loaded.double()
+
+
+script = Path(__file__).resolve().parent.parent / f"{sys.argv[1]}.py"
+sys.argv = [str(script), *sys.argv[2:]]
+sys.path.insert(0, str(script.parent))
+with patch.object(PreTrainedModel, "from_pretrained", classmethod(load_in_double)):
+    runpy.run_path(str(script), run_name="__main__")
