@@ -1,1 +1,1 @@
-"""The paper's experiments as commands, and what came out. See `python -m paper --help`."""
+"""The frontier of runs as a command. See `python -m paper --help`."""

@@ -5,7 +5,6 @@ step: all of it must add up."""
 import copy
 import json
 import random
-import shutil
 import statistics
 from pathlib import Path
 
@@ -234,39 +233,6 @@ def test_fine_tuning_learns_both_responses(tmp_path):
     with torch.no_grad():
         each = [logprob(model, x, y + [tokenizer.eos_token_id]).exp().item() for y in (chosen, rejected)]
     assert each == pytest.approx([0.5, 0.5], abs=0.1)
-
-
-@torch.no_grad()
-def test_classifiers_are_counted_by_golden(start, finished, tmp_path):
-    """python -m paper.classify: three pairs at the end of each half of the run; golden is right, and its ties do not count."""
-    texts, run = Texts(start), finished("ipo_online")
-    golden, sft = load(start / "golden", AutoModelForSequenceClassification), load(start / "sft")
-    policies = {str(run / "policies" / str(step)): load(run / "policies" / str(step)) for step in (1, 3)}
-    pairs = [pair for step in pairs_of("ipo_online", run, start, texts) for pair in step]
-    command = ["-m", "paper.classify", "--run", run, "--policies", *policies]
-    call(*command, "--moments", 2, "--pairs", 3, "--out", tmp_path / "out")
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["pairs"] == [6, 12] and list(result["accuracy"]) == ["proxy", *policies]
-    for i, end in enumerate(result["pairs"]):
-        counted = [(x, y, z) for x, y, z, _ in pairs[end - 3 : end] if y != z]
-        truth = [score(golden, x, y) > score(golden, x, z) for x, y, z in counted]
-        right = {"proxy": truth}
-        for name, policy in policies.items():
-            h = [
-                (logprob(policy, x, y) - logprob(sft, x, y)) - (logprob(policy, x, z) - logprob(sft, x, z))
-                for x, y, z in counted
-            ]
-            right[name] = [(value > 0) == said for value, said in zip(h, truth)]
-        assert result["counted"][i] == len(counted)
-        assert {name: result["accuracy"][name][i] for name in right} == {
-            name: pytest.approx(statistics.mean(map(float, values))) for name, values in right.items()
-        }
-    tied = shutil.copytree(run, tmp_path / "tied")  # a proxy without a preference is right half of the time
-    rows = [json.dumps(row | {"margin": 0.0}) for row in read_jsonl(tied / "stream" / "train.jsonl")]
-    (tied / "stream" / "train.jsonl").write_text("\n".join(rows) + "\n")
-    command[command.index("--run") + 1] = tied
-    call(*command, "--moments", 2, "--pairs", 3, "--out", tmp_path / "half")
-    assert json.loads((tmp_path / "half" / "result.json").read_text())["accuracy"]["proxy"] == [0.5, 0.5]
 
 
 @torch.no_grad()

@@ -81,6 +81,16 @@ def test_the_difference_on_the_front_page_is_the_difference():
     assert f"\n{shown}\n" in "\n".join(difflib.unified_diff(*files, n=0, lineterm=""))
 
 
+def test_the_readme_says_what_was_found():
+    """The rows of README's table of findings, and each mean with its interval, stand in docs/findings.md to the letter."""
+    rows = [line for line in (REPO / "README.md").read_text().splitlines() if line.startswith("| **online ahead of")]
+    page = (REPO / "docs" / "findings.md").read_text()
+    assert len(rows) >= 2 and all(row in page for row in rows)
+    number = r"([+-]\d\.\d{3})"
+    told = re.findall(rf"{number} \[{number}, {number}\]", " ".join((REPO / "README.md").read_text().split()))
+    assert [said for said in told if "| {} | {} to {} |".format(*said) not in page] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_tests_exist(page):
     tests = {name for path in (REPO / "tests").glob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
