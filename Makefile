@@ -3,9 +3,9 @@ PY := .venv/bin/python
 
 .PHONY: demo test test-all test-gpu lint
 
-# From a fresh clone to the picture: the embedded world, both runs side by side, KL against win rate.
+# From a fresh clone to the picture: the reviews task, both runs side by side, KL against win rate.
 demo: .venv/installed
-	$(PY) -m prepare --out starts/reviews
+	$(PY) -m prepare --out setups/reviews
 	rm -rf runs/demo
 	export OMP_NUM_THREADS=1; \
 	TQDM_POSITION=1 $(PY) ipo_offline.py --out runs/demo/ipo_offline & offline=$$!; \

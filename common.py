@@ -1,4 +1,4 @@
-"""What every script needs and no algorithm is about: arguments, the run's folder, tokenization, judges, evaluation.
+"""What every script needs and no algorithm is about: arguments, the run's folder, tokenization, preference models, evaluation.
 
 Lengths are in tokens, log-probabilities and KL in nats. Ids are plain lists of ints until `collate` makes tensors of them.
 """
@@ -42,9 +42,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
-DEFAULT_START = "starts/reviews"
+DEFAULT_SETUP = "setups/reviews"
 LOGS = "metrics", "timings", "evals"  # a run's files of JSON lines
-FREE = "out", "resume", "device", "track", "save_policies", "eval_batch_size"  # arguments that may differ when a run goes on
+FREE = "out", "resume", "device", "wandb", "save_policies", "eval_batch_size"  # arguments that may differ when a run goes on
 FREE += ("gradient_checkpointing",)  # whose numbers are the same to the bit
 
 
@@ -207,39 +207,39 @@ def check_ranges(args, zero: tuple[str, ...]) -> None:
 
 
 def check_args(args) -> None:
-    """Check a script's Args, then fill what was left open from the start.
+    """Check a script's Args, then fill what was left open from the setup.
 
-    --model, --dataset, --golden, --baseline and --judge default to the parts of the start; a golden or baseline that it lacks
-    stays None. Where nothing is named at all, the default start serves, and is prepared first if it does not exist yet.
+    --model, --dataset, --golden, --baseline and --proxy default to the parts of the setup; a part of these two that it lacks
+    stays None. Where nothing is named at all, the default setup serves, and is prepared first if it does not exist yet.
     """
     check_ranges(args, zero=("seed", "max_grad_norm"))
-    required = [name for name in ("model", "dataset", "judge") if hasattr(args, name)]
+    required = [name for name in ("model", "dataset", "proxy") if hasattr(args, name)]
     named = [name for name in required if getattr(args, name) is not None]
-    if args.start is None and len(named) < len(required):
-        args.start = DEFAULT_START
-        ready = Path(args.start, "golden_policy").exists()  # its last part
+    if args.setup is None and len(named) < len(required):
+        args.setup = DEFAULT_SETUP
+        ready = Path(args.setup, "baseline").exists()  # its last part
         if named or not (ready or Path("prepare").is_dir()):
-            fail(f"no start given: pass {' '.join('--' + name for name in required)}, or --start FOLDER")
+            fail(f"no setup given: pass {' '.join('--' + name for name in required)}, or --setup FOLDER")
         if not ready and processes() > 1:
-            fail(f"{args.start} is not ready yet: run `python -m prepare --out {args.start}` first, as one process")
+            fail(f"{args.setup} is not ready yet: run `python -m prepare --out {args.setup}` first, as one process")
         if not ready:
-            print(f"{args.start} is not ready yet: running `python -m prepare --out {args.start}` first")
-            if subprocess.run([sys.executable, "-m", "prepare", "--out", args.start]).returncode:
-                fail(f"python -m prepare --out {args.start} did not finish; see above")
-    if args.start is not None and not Path(args.start).is_dir():
-        told = f"`python -m prepare --out {args.start}` makes the embedded world there, docs/yours.md has your own"
-        fail(f"--start {args.start}: no such folder; {told}")
-    parts = {"model": "sft", "dataset": "d_golden", "judge": "proxy", "golden": "golden", "baseline": "golden_policy"}
+            print(f"{args.setup} is not ready yet: running `python -m prepare --out {args.setup}` first")
+            if subprocess.run([sys.executable, "-m", "prepare", "--out", args.setup]).returncode:
+                fail(f"python -m prepare --out {args.setup} did not finish; see above")
+    if args.setup is not None and not Path(args.setup).is_dir():
+        told = f"`python -m prepare --out {args.setup}` makes the reviews task there, docs/yours.md has your own"
+        fail(f"--setup {args.setup}: no such folder; {told}")
+    parts = {"model": "sft", "dataset": "d_golden", "proxy": "proxy", "golden": "golden", "baseline": "baseline"}
     for name, part in parts.items():
         if hasattr(args, name) and getattr(args, name) is None:
-            setattr(args, name, start_part(args, part))
+            setattr(args, name, setup_part(args, part))
             if name in required and getattr(args, name) is None:
-                fail(f"--start {args.start} has no {part}/: run `python -m prepare --out {args.start}`, or pass --{name}")
+                fail(f"--setup {args.setup} has no {part}/: run `python -m prepare --out {args.setup}`, or pass --{name}")
 
 
-def start_part(args, name: str) -> str | None:
-    """The path of a part of the start, None where there is no such part."""
-    return str(Path(args.start, name)) if args.start and Path(args.start, name).exists() else None
+def setup_part(args, name: str) -> str | None:
+    """The path of a part of the setup, None where there is no such part."""
+    return str(Path(args.setup, name)) if args.setup and Path(args.setup, name).exists() else None
 
 
 def pick_device(name: str) -> str:
@@ -308,21 +308,21 @@ def flag_of(name: str, value) -> str:
 
 
 def choose_folder(args, script: str) -> Path:
-    """The folder of this run: --out, or a new one named after start, script, seed and time. Nothing is written yet.
+    """The folder of this run: --out, or a new one named after setup, script, seed and time. Nothing is written yet.
 
     It must be empty, or, with --resume, hold a run with the same arguments. If that is finished, the program ends well.
     """
     if args.resume and args.out is None:
         fail("--resume needs --out, the folder of the run to go on with")
-    names = [args.out or f"runs/{Path(args.start or args.model).name}/{script}__{args.seed}__{time.time():.2f}"]
+    names = [args.out or f"runs/{Path(args.setup or args.model).name}/{script}__{args.seed}__{time.time():.2f}"]
     args.out = broadcast_object_list(names)[0] if processes() > 1 else names[0]
     out, begun = Path(args.out), Path(args.out, "args.json").exists()
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if out.is_file() or (not begun and inside - {"args.json.partial", "responses", ".lock"}):
         fail(f"--out {out}: there is something in this place already, and it is no run; name another")
     check_begun(args, out, script)
-    if getattr(args, "track", False) and not importlib.util.find_spec("wandb"):
-        fail("--track needs Weights & Biases: pip install wandb")
+    if getattr(args, "wandb", False) and not importlib.util.find_spec("wandb"):
+        fail("--wandb needs Weights & Biases: pip install wandb")
     if args.batch_size % processes():
         fail(f"--batch-size {args.batch_size}: {processes()} processes share it, it must be a multiple of that")
     return out
@@ -393,7 +393,7 @@ def begin_run(args, out: Path, script: str) -> None:
     now = {"git_revision": revision(script)}
     now |= {"python": sys.version.split()[0], "torch": torch.__version__, "transformers": transformers.__version__}
     now |= {"threads": torch.get_num_threads(), "device": args.device, "processes": processes()}
-    parts = {name: getattr(args, name, None) for name in ("model", "dataset", "judge", "golden", "baseline")}
+    parts = {name: getattr(args, name, None) for name in ("model", "dataset", "proxy", "golden", "baseline")}
     read = {f"{name}_sha256": contents(source) for name, source in parts.items() if source}
     if was := arguments_of(out):
         if changed := [name for name, digest in read.items() if was.get(name, digest) != digest]:
@@ -413,7 +413,7 @@ class Log:
 
     def __init__(self, args, out: Path, done: int):
         self.tracker = None
-        if args.track:
+        if args.wandb:
             import wandb
 
             if not (out / ".wandb").exists():
@@ -438,7 +438,7 @@ class Log:
 
 
 def open_log(args, out: Path, done: int):
-    """The Log of a run that goes on after `done` steps, with --track Weights & Biases beside it."""
+    """The Log of a run that goes on after `done` steps, with --wandb Weights & Biases beside it."""
     return Log(args, out, done) if not rank() else lambda name, row: None
 
 
@@ -448,17 +448,17 @@ def save_responses(out: Path, step: int, rows: list[dict]) -> None:
         (out / "responses" / f"{step}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-STREAM = "stream/train.jsonl"
+ONLINE_PAIRS = "online_pairs/train.jsonl"
 
 
-def save_stream(out: Path, pairs: list[tuple]) -> None:
-    """Append pairs, (prompt, chosen, rejected, margin), to the run's stream as ids: text would not always give them back.
+def save_pairs(out: Path, pairs: list[tuple]) -> None:
+    """Append pairs, (prompt, chosen, rejected, margin), to online_pairs/ as ids: text would not always give them back.
 
-    The margin is kept as the judge's for chosen over rejected, which is never negative, in whichever order they were sampled.
+    The margin is kept for chosen over rejected, which is never negative, in whichever order they were sampled.
     """
     if not rank():
-        (out / STREAM).parent.mkdir(exist_ok=True)
-        with open(out / STREAM, "a") as file:
+        (out / ONLINE_PAIRS).parent.mkdir(exist_ok=True)
+        with open(out / ONLINE_PAIRS, "a") as file:
             columns = ("prompt_ids", "chosen_ids", "rejected_ids", "margin")
             file.writelines(json.dumps(dict(zip(columns, (*ids, margin and abs(margin))))) + "\n" for *ids, margin in pairs)
 
@@ -506,7 +506,7 @@ def save_checkpoint(out: Path, step: int, policy, optimizer) -> None:
         safetensors.torch.save_file(tensors, aside / part_of("optimizer", policy))
     wait()
     if not rank():
-        files = [name for name in (*(f"{name}.jsonl" for name in LOGS), STREAM) if (out / name).exists()]
+        files = [name for name in (*(f"{name}.jsonl" for name in LOGS), ONLINE_PAIRS) if (out / name).exists()]
         sizes = {name: (out / name).stat().st_size for name in files}
         (aside / "state.json").write_text(json.dumps({"step": step, "sizes": sizes}))
         aside.rename(folder)
@@ -525,7 +525,7 @@ def load_checkpoint(out: Path, policy, optimizer) -> int:
     """Load the last complete checkpoint and cut the run's files back to it; returns its step, 0 where there is none."""
     done = [folder for folder in out.glob("checkpoint/*") if folder.name.isdigit()]
     if not done:
-        for name in (*(f"{name}.jsonl" for name in LOGS), STREAM) if not rank() else ():
+        for name in (*(f"{name}.jsonl" for name in LOGS), ONLINE_PAIRS) if not rank() else ():
             (out / name).unlink(missing_ok=True)
         return 0
     folder = max(done, key=lambda folder: int(folder.name))
@@ -588,7 +588,7 @@ def from_pretrained(kind, source: str, what: str, **options):
     if not Path(source).exists() and (source.count("/") > 1 or source[:1] in "./~"):  # a Hub name is NAME or OWNER/NAME
         fail(f"{source}: there is no such folder, so no {what} can be loaded from it")
     if Path(source, "d_golden").is_dir():
-        fail(f"{source}: is a start; name a model in it, {Path(source, 'sft')} say")
+        fail(f"{source}: is a setup; name a model in it, {Path(source, 'sft')} say")
     if Path(source, "adapter_config.json").is_file() and not Path(source, "config.json").is_file():
         fail(f"{source}: is an adapter, no whole model; merge it into its model (peft's merge_and_unload) and save that")
     try:
@@ -600,8 +600,8 @@ def from_pretrained(kind, source: str, what: str, **options):
 def load_model(kind, source: str, what: str, device: str, tokens: int, new: bool = False, **options):
     """A model in fp32 without dropout that can read `tokens` tokens and whose weights all came from the source.
 
-    transformers fills missing weights with random numbers, so that a judge without a score would judge by chance. With `new`
-    the score, and nothing else, is to be new.
+    transformers fills missing weights with random numbers, so that a preference model without a score would score by chance.
+    With `new` the score, and nothing else, is to be new.
     """
     options |= {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}  # never a pickle
     model, info = from_pretrained(kind, source, what, **options)
@@ -777,7 +777,7 @@ def recomputing(model, checkpointing: str):
 def load_rows(source: str, split: str = "train") -> list[dict]:
     """The rows of a json, jsonl, csv or parquet file (gzipped, or one of a Hub data set's), a folder, or a Hub data set."""
     if Path(source, "d_golden").is_dir():
-        fail(f"{source}: is a start; name the pairs in it, {Path(source, 'd_golden')} or {Path(source, 'd_initial')}")
+        fail(f"{source}: is a setup; name the pairs in it, {Path(source, 'd_golden')} or {Path(source, 'd_initial')}")
     if any(Path(source).glob("*.safetensors")):
         fail(f"{source}: is a model, no preference data")
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else reading a local file is reported over the network
@@ -806,7 +806,7 @@ def has_test(source: str) -> bool:
 
 
 class Prompt(list):
-    """A prompt's ids; where it is a conversation, its messages too, for a judge with a chat template of its own."""
+    """A prompt's ids; where it is a conversation, its messages too, for a preference model with a chat template of its own."""
 
     messages: list[dict] | None = None
 
@@ -874,7 +874,7 @@ def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[b
 
     A response's ids are what prompt + response adds to the prompt's own ids, because that is what a model samples:
     encoded alone, many tokenizers start a text with a word mark. Where the prompt's ids change when a response follows,
-    the response is encoded alone. The end token is appended to a finished response only.
+    the response is encoded alone. The end token is appended to a response that ended with EOS only.
     """
     heads = encode_prompts(tokenizer, prompts)
     wholes = encode_prompts(tokenizer, [p + r for p, r in zip(prompts, responses)])
@@ -914,7 +914,7 @@ def load_pairs(
 ) -> list[dict]:
     """Preference pairs: {prompt, chosen, rejected} as ids, `text` the prompt as a string, `row` its number, `margin`.
 
-    The stream of an online run (--save-stream) has ids already: they are used as they are, ties and all. With prompts_alone,
+    The saved online pairs (--save-pairs) have ids already: they are used as they are, ties and all. With prompts_alone,
     data that have a column prompt and no responses will do; there is no chosen and rejected then.
 
     A row that cannot be used as it is ends the program with its number (counted from 0) and what is wrong with it, or,
@@ -923,7 +923,7 @@ def load_pairs(
     rows, strings, pairs, bad, alone = load_rows(source, split), {}, {}, {}, 0
     columns = rows[0].keys() if rows else ()
     if "chosen_ids" in columns:
-        return load_stream(source, rows, tokenizer, max_prompt_tokens, max_response_tokens)
+        return load_saved_pairs(source, rows, tokenizer, max_prompt_tokens, max_response_tokens)
     names = () if prompts_alone and "prompt" in columns and not {"chosen", "rejected"} & columns else ("chosen", "rejected")
     for number, row in enumerate(rows):
         try:
@@ -935,7 +935,7 @@ def load_pairs(
     for number, text, prompt, said in zip(strings, texts, encode_prompts(tokenizer, texts), messages):
         margin = rows[number].get("margin")
         pairs[number] = {"row": number, "text": text, "prompt": Prompt(prompt)}
-        pairs[number]["margin"] = margin if isinstance(margin, (int, float)) else None  # a text is no judge's
+        pairs[number]["margin"] = margin if isinstance(margin, (int, float)) else None  # a text is no preference model's
         pairs[number]["prompt"].messages = said
         if not prompt:
             bad[number] = "the prompt has no tokens"
@@ -973,15 +973,15 @@ def load_pairs(
     return pairs or fail(f"{source}: no usable row")
 
 
-def load_stream(source: str, rows: list[dict], tokenizer, max_prompt_tokens: int, max_response_tokens: int) -> list[dict]:
-    """Preference pairs from a stream's ids; one that does not fit ends the program, since order and number are the point."""
+def load_saved_pairs(source: str, rows: list[dict], tokenizer, max_prompt_tokens: int, max_response_tokens: int) -> list[dict]:
+    """Preference pairs from saved ids; one that does not fit ends the program, since order and number are the point."""
     pairs, vocabulary = [], getattr(tokenizer, "rows", len(tokenizer))
     for number, row in enumerate(rows):
         parts = prompt, chosen, rejected = [row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")]
         if not all(isinstance(part, list) and part and all(type(i) is int and i >= 0 for i in part) for part in parts):
             fail(f"{source}: row {number}: prompt_ids, chosen_ids and rejected_ids must be lists of ids, none of them empty")
         if max(prompt + chosen + rejected) >= vocabulary:
-            fail(f"{source}: row {number}: has ids beyond the model's {vocabulary} tokens; it is another model's stream")
+            fail(f"{source}: row {number}: has ids beyond the model's {vocabulary} tokens; it is another model's saved pairs")
         if len(prompt) > max_prompt_tokens or max(len(chosen), len(rejected)) > max_response_tokens:
             fail(f"{source}: row {number}: is longer than --max-prompt-tokens or --max-response-tokens; take those of its run")
         pair = {"prompt": Prompt(prompt), "chosen": chosen, "rejected": rejected}
@@ -1138,7 +1138,7 @@ def decoder_for(model, choose, shape: tuple[int, int], width: int, read: transfo
     """A Decoder for `shape` responses and tokens behind prompts of `width`, kept with the model; None: a plain loop serves.
 
     choose: (N, 1) tokens from (N, V) logits and (N, 1) uniforms. read: a cache of prompts, for its shapes. On a CPU the plain
-    loop, which drops finished responses, is the faster one; a compiled model takes the Decoder there too.
+    loop, which drops responses that ended with EOS, is the faster one; a compiled model takes the Decoder there too.
     """
     compiled = model._compiled_call_impl is not None
     if model.device.type == "cpu" and not compiled:
@@ -1183,16 +1183,16 @@ def sample_in_parts(
     return gather(responses, len(prompts))
 
 
-# --------------------------------------------------------------------------------------------------------------- judges
+# ---------------------------------------------------------------------------------------------------- preference models
 
 
 @dataclass
-class Judge:
+class PreferenceModel:
     """A preference model: pairwise, r(x, y1, y2), or pointwise, s(x, y), as its config says."""
 
     model: transformers.PreTrainedModel
     tokenizer: transformers.PreTrainedTokenizerBase
-    policy_tokenizer: transformers.PreTrainedTokenizerBase | None  # where it is another than the judge's
+    policy_tokenizer: transformers.PreTrainedTokenizerBase | None  # where it is another than the preference model's
     stored: dict | None = None  # scores of the baseline's responses, which every evaluation asks for
 
     @property
@@ -1200,7 +1200,9 @@ class Judge:
         return getattr(self.model.config, "preference_form", "pointwise")
 
 
-def load_judge(source: str | None, policy_tokenizer, device: str, prompt: int, response: int) -> Judge | None:
+def load_preference_model(
+    source: str | None, policy_tokenizer, device: str, prompt: int, response: int
+) -> PreferenceModel | None:
     """A preference model of prepare/, or any reward model with one label (then pointwise); None stays None.
 
     prompt, response: the longest that it is to read, in tokens; of responses two at a time if it is pairwise.
@@ -1212,19 +1214,19 @@ def load_judge(source: str | None, policy_tokenizer, device: str, prompt: int, r
     tokens = prompt + response + (response + 2) * (getattr(config, "preference_form", None) == "pairwise")
     model = load_model(transformers.AutoModelForSequenceClassification, source, "preference model", device, tokens)
     if model.config.num_labels != 1:
-        fail(f"{source}: a judge has one label, this model has {model.config.num_labels}")
+        fail(f"{source}: a preference model has one label, this model has {model.config.num_labels}")
     check_vocabulary(source, model, tokenizer)
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab() and tokenizer.eos_token == policy_tokenizer.eos_token
     same &= tokenizer.chat_template in (None, policy_tokenizer.chat_template)
     same &= getattr(policy_tokenizer, "rows", 0) <= model.get_input_embeddings().weight.shape[0]  # ids that mean no token
-    return Judge(model, tokenizer, None if same else policy_tokenizer)
+    return PreferenceModel(model, tokenizer, None if same else policy_tokenizer)
 
 
 def score(model, sequences: list[list[int]]) -> torch.Tensor:
     """(N,) one number for each sequence of ids, read off its last token.
 
     The last token is found by length: transformers' own forward compares ids with the padding id, and where that is the
-    end token too, it would read a finished response one token early.
+    end token too, it would read a response that ended with EOS one token early.
     """
     lengths = torch.tensor([len(s) for s in sequences])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
@@ -1235,8 +1237,8 @@ def score(model, sequences: list[list[int]]) -> torch.Tensor:
     return model.score(hidden[torch.arange(len(ids)), lengths - 1]).squeeze(-1).float()
 
 
-def judge_sequences(form: str, eos: int, prompts: list, first: list, second: list) -> tuple[list, list]:
-    """What a judge reads to compare first with second: sequences a and b, to be scored and subtracted.
+def sequences_to_score(form: str, eos: int, prompts: list, first: list, second: list) -> tuple[list, list]:
+    """What a preference model reads to compare first with second: sequences a and b, to be scored and subtracted.
 
     Pointwise: x y1 and x y2. Pairwise: both responses behind the prompt, set apart by the end token, in both orders.
     """
@@ -1249,44 +1251,57 @@ def judge_sequences(form: str, eos: int, prompts: list, first: list, second: lis
 
 
 @torch.no_grad()
-def margin(judge: Judge, prompts: list, first: list, second: list, store_second: bool = False) -> torch.Tensor:
-    """(N,) how much the judge prefers the first response: its sign decides labels, wins and accuracy.
+def margin(
+    preference_model: PreferenceModel, prompts: list, first: list, second: list, store_second: bool = False
+) -> torch.Tensor:
+    """(N,) how much the preference model prefers the first response: its sign decides labels, wins and accuracy.
 
     Pointwise s(x, y1) - s(x, y2); pairwise r(x, y1, y2) - r(x, y2, y1), both orders, against position bias (Appendix A.2 of
     the paper). Each distinct sequence is scored once and in one order of sequences, so that identical responses are a tie
-    of exactly 0 and margin(y1, y2) == -margin(y2, y1). With store_second a pointwise judge scores the second responses, always
-    the same ones, only once.
+    of exactly 0 and margin(y1, y2) == -margin(y2, y1). With store_second a pointwise preference model scores the second
+    responses, always the same ones, only once.
     """
-    if judge.policy_tokenizer is not None:  # the same texts in the judge's own ids and chat template
-        heads = judge.policy_tokenizer.batch_decode(prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if preference_model.policy_tokenizer is not None:  # the same texts in the preference model's own ids and chat template
+        heads = preference_model.policy_tokenizer.batch_decode(
+            prompts, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         for i, prompt in enumerate(prompts):
-            if judge.tokenizer.chat_template and getattr(prompt, "messages", None):
+            if preference_model.tokenizer.chat_template and getattr(prompt, "messages", None):
                 try:
-                    heads[i] = judge.tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+                    heads[i] = preference_model.tokenizer.apply_chat_template(
+                        prompt.messages, add_generation_prompt=True, tokenize=False
+                    )
                 except Exception as error:  # whatever a template may raise
-                    fail(f"the judge's chat template refuses a prompt ({first_line(error)}): {prompt.messages}")
-        first, second = (encode(judge.tokenizer, heads, *decode(judge.policy_tokenizer, prompts, y)) for y in (first, second))
+                    fail(f"the preference model's chat template refuses a prompt ({first_line(error)}): {prompt.messages}")
+        first, second = (
+            encode(preference_model.tokenizer, heads, *decode(preference_model.policy_tokenizer, prompts, y))
+            for y in (first, second)
+        )
         prompts, first, second = first[0], first[1], second[1]
-    both = judge_sequences(judge.form, judge.tokenizer.eos_token_id, prompts, first, second)
+    both = sequences_to_score(preference_model.form, preference_model.tokenizer.eos_token_id, prompts, first, second)
     longest = max(map(len, both[0] + both[1]))
-    if longest > context_of(judge.model):
-        fail(f"a text has {longest} of the judge's tokens, it reads {context_of(judge.model)}; lower the --max-...-tokens")
-    store_second &= judge.form == "pointwise"
-    if store_second and judge.stored is None:
-        judge.stored = score_all(judge, both[1])
-    values = score_all(judge, both[0]) | judge.stored if store_second else score_all(judge, both[0] + both[1])
+    if longest > (limit := context_of(preference_model.model)):
+        fail(f"a text has {longest} of the preference model's tokens, it reads {limit}; lower the --max-...-tokens")
+    store_second &= preference_model.form == "pointwise"
+    if store_second and preference_model.stored is None:
+        preference_model.stored = score_all(preference_model, both[1])
+    values = (
+        score_all(preference_model, both[0]) | preference_model.stored
+        if store_second
+        else score_all(preference_model, both[0] + both[1])
+    )
     return torch.tensor([values[tuple(a)] - values[tuple(b)] for a, b in zip(*both)])
 
 
-def score_all(judge: Judge, sequences: list[list[int]]) -> dict[tuple, float]:
+def score_all(preference_model: PreferenceModel, sequences: list[list[int]]) -> dict[tuple, float]:
     """{sequence: its score, or the probability that the first response is better}, short ones first."""
     distinct = sorted({tuple(s) for s in sequences}, key=lambda s: (len(s), s))
-    size = 32 if judge.model.device.type == "cpu" else 128  # at a time; what fits a CPU's cache is computed faster
+    size = 32 if preference_model.model.device.type == "cpu" else 128  # at a time; what fits a CPU's cache is computed faster
     parts = [list(map(list, distinct[i : i + size])) for i in range(0, len(distinct), size)]
-    values = torch.cat([score(judge.model, part) for part in parts])
+    values = torch.cat([score(preference_model.model, part) for part in parts])
     if not values.isfinite().all():
-        fail(f"{judge.model.name_or_path}: gives a text a score that is no finite number; this judge cannot be used")
-    return dict(zip(distinct, (values.sigmoid() if judge.form == "pairwise" else values).tolist()))
+        fail(f"{preference_model.model.name_or_path}: gives a text a score that is no finite number; it cannot be used")
+    return dict(zip(distinct, (values.sigmoid() if preference_model.form == "pairwise" else values).tolist()))
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -1294,24 +1309,24 @@ def score_all(judge: Judge, sequences: list[list[int]]) -> dict[tuple, float]:
 
 @dataclass
 class Evaluation:
-    """What a policy is measured on; the same in every run from one start."""
+    """What a policy is measured on; the same in every run from one setup."""
 
     prompts: list[list[int]]  # ids: prompts of the training data, then held-out ones
     texts: list[str]  # the same as strings
     train_count: int  # so many of them are training prompts
-    opponent: str  # golden_policy, or sft where there is none
-    opponent_responses: list[list[int]]  # to each prompt; the script samples those of sft
+    baseline: str  # "baseline", or "sft" where there is none
+    baseline_responses: list[list[int]]  # to each prompt; the script samples those of sft
     pairs: list[dict]  # P preference pairs for the accuracy as a classifier
     reference_logprobs: torch.Tensor | None = None  # (P, 2) of chosen and rejected, filled in by the script
 
 
 def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
-    """Prompts and baseline responses stored with the golden policy; without them, a fixed head of the data.
+    """Prompts and baseline responses stored with the baseline policy; without them, a fixed head of the data.
 
-    pairs: the training pairs, which serve where there is no start. Distinct prompts, at most --eval-prompts of each kind.
+    pairs: the training pairs, which serve where there is no setup. Distinct prompts, at most --eval-prompts of each kind.
     """
     limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
-    own = start_part(args, "d_golden")
+    own = setup_part(args, "d_golden")
     if own and own != args.dataset:
         pairs = load_pairs(own, tokenizer, *limits)
     known = pairs if "chosen" in pairs[0] else []  # prompts alone tell nothing of a policy as a classifier
@@ -1319,15 +1334,17 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     chosen_rows.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))  # less padding
     if args.baseline is None:
         distinct = list({p["text"]: p for p in pairs}.values())[: args.eval_prompts]
-        if args.golden or getattr(args, "judge", None):
-            print(f"no golden policy: win rates are against the reference's own samples on the first {len(distinct)} prompts")
+        if args.golden or getattr(args, "proxy", None):
+            print(
+                f"no baseline policy: win rates are against the reference's own samples on the first {len(distinct)} prompts"
+            )
         prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
         return Evaluation(prompts, texts, len(distinct), "sft", [], chosen_rows)
     source = str(Path(args.baseline, "responses.jsonl"))
     rows = load_rows(source)
     for number, row in enumerate(rows):
         if missing := [name for name in ("split", "prompt", "response", "finished") if row.get(name) is None]:
-            fail(f"{source}: row {number} has no {missing[0]}; see docs/yours.md, Another opponent")
+            fail(f"{source}: row {number} has no {missing[0]}; see docs/yours.md, Another baseline")
         if row["split"] not in ("train", "test") or not isinstance(row["finished"], bool):
             fail(f"{source}: row {number}: split must be train or test, and finished true or false")
         if not (isinstance(row["prompt"], str) and isinstance(row["response"], str) and row["prompt"].strip()):
@@ -1349,7 +1366,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict]) -> Evaluation:
     prompts = [Prompt(ids) for ids in prompts]
     for prompt, row in zip(prompts, rows):
         prompt.messages = row.get("messages")
-    return Evaluation(prompts, texts, len(kinds[0]), "golden_policy", responses, chosen_rows)
+    return Evaluation(prompts, texts, len(kinds[0]), "baseline", responses, chosen_rows)
 
 
 def summary(row: dict) -> str:

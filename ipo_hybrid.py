@@ -32,9 +32,9 @@ from common import (
     generator,
     load_checkpoint,
     load_evaluation,
-    load_judge,
     load_pairs,
     load_policy,
+    load_preference_model,
     margin,
     mean_stderr,
     open_log,
@@ -48,9 +48,9 @@ from common import (
     run_command,
     sample_in_parts,
     save_checkpoint,
+    save_pairs,
     save_policy,
     save_responses,
-    save_stream,
     share,
     sum_gradients,
     summary,
@@ -63,24 +63,24 @@ CHUNK = 1024  # so many tokens have logits over the whole vocabulary at a time
 @dataclass
 class Args:
     # ---- starting point
-    start: str | None = None
-    """folder made by `python -m prepare` with all parts below (where none is named: starts/reviews, made if missing)"""
+    setup: str | None = None
+    """folder made by `python -m prepare` with all parts below (where none is named: setups/reviews, made if missing)"""
     model: str | None = None
-    """the policy to start from, which stays the frozen reference: folder or Hub name (if not given: START/sft)"""
+    """the policy to start from, which stays the frozen reference: folder or Hub name (if not given: SETUP/sft)"""
     dataset: str | None = None
-    """pairs: file, folder or Hub name; of the sampled part only the prompts are read (if not given: START/d_golden)"""
-    judge: str | None = None
-    """the preference model that labels the samples, called the proxy in the paper (if not given: START/proxy)"""
+    """pairs: file, folder or Hub name; of the sampled part only the prompts are read (if not given: SETUP/d_golden)"""
+    proxy: str | None = None
+    """the preference model that labels the samples, called the proxy in the paper (if not given: SETUP/proxy)"""
     golden: str | None = None
-    """the preference model that stands for the human rater in win rates (if not given: START/golden)"""
+    """the preference model that stands for the human rater in win rates (if not given: SETUP/golden)"""
     baseline: str | None = None
-    """folder with the golden policy's stored responses, the opponent in win rates (if not given: START/golden_policy)"""
+    """folder with the baseline policy's stored responses, which win rates are against (if not given: SETUP/baseline)"""
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row of the data that cannot be used ends the program or is left out and counted"""
 
     # ---- experiment
     out: str | None = None
-    """folder of this run (if not given: runs/<start>/<script>__<seed>__<time>)"""
+    """folder of this run (if not given: runs/<setup>/<script>__<seed>__<time>)"""
     resume: bool = False
     """go on with the run in --out from its last checkpoint, kept at an evaluation"""
     seed: int = 1
@@ -88,7 +88,7 @@ class Args:
     device: str = "auto"
     """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 trains, and samples to train on, under autocast; weights, AdamW, log-softmax, judges and evaluation stay in fp32"""
+    """bf16 trains, and samples to train on, under autocast; the weights, AdamW, log-softmax, all scores stay in fp32"""
 
     # ---- algorithm
     offline_share: float = 0.5
@@ -98,12 +98,12 @@ class Args:
     batch_size: int = 32
     """preference pairs a step (paper: 32)"""
     learning_rate: float = 5e-4
-    """constant learning rate of AdamW, no weight decay; for the embedded world's 115k parameters (paper: 1e-5 for 770M)"""
+    """constant learning rate of AdamW, no weight decay; for the reviews task's 115k parameters (paper: 1e-5 for 770M)"""
     beta: float = 0.1
     """strength of the pull towards the reference: the log-ratio margin is drawn to 1 / (2 beta) nats (paper: 0.1)"""
     max_grad_norm: float = 0.0
     """clip the gradient to this norm; 0 = off (paper: not stated)"""
-    sample_ahead: int = 1
+    sync_every: int = 1
     """batches that are sampled before the first of them is trained on; 1 = on-policy, --steps = all from the reference"""
     gradient_accumulation_steps: int = 2
     """parts that --batch-size, the whole batch, is computed in, pairs of like length together: less memory, less padding"""
@@ -127,9 +127,9 @@ class Args:
     """sequences that an evaluation samples and scores at a time"""
     save_policies: bool = False
     """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
-    save_stream: bool = False
-    """keep every pair that was trained on, as ids in their order, in stream/: a data set for the offline scripts"""
-    track: bool = False
+    save_pairs: bool = False
+    """keep every pair that was trained on, as ids in their order, in online_pairs/: a data set for the offline scripts"""
+    wandb: bool = False
     """log to Weights & Biases too (needs `pip install wandb`)"""
 
 
@@ -261,13 +261,13 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
     kl, kl_stderr = mean_stderr(torch.tensor(gather(kls, count)), evaluation.texts[:count])
     if not math.isfinite(kl):  # no checkpoint follows: the last one is good
         fail(f"step {step}: KL to the reference is {kl}; lower --learning-rate, or clip with --max-grad-norm 1")
-    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.opponent}, {}
-    for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
+    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.baseline}, {}
+    for name, preference_model in (("win_rate", golden), ("proxy_win_rate", proxy)):
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
-        if judge is not None:
+        if preference_model is not None:
             own = share(len(prompts))
-            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.opponent_responses))
-            verdicts[name] = torch.tensor(gather(margin(judge, *texts, store_second=True).tolist(), len(prompts)))
+            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.baseline_responses))
+            verdicts[name] = torch.tensor(gather(margin(preference_model, *texts, store_second=True).tolist(), len(prompts)))
             for key, part in ((name, slice(evaluation.train_count)), (f"{name}_heldout", slice(evaluation.train_count, None))):
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
@@ -299,14 +299,14 @@ def main(args: Args) -> None:
     reference.requires_grad_(False)
     if args.compile:
         policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
-    golden = load_judge(args.golden, tokenizer, args.device, *limits)
-    proxy = golden if args.judge == args.golden else load_judge(args.judge, tokenizer, args.device, *limits)
+    golden = load_preference_model(args.golden, tokenizer, args.device, *limits)
+    proxy = golden if args.proxy == args.golden else load_preference_model(args.proxy, tokenizer, args.device, *limits)
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
     evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, tokenizer, args.eval_batch_size)
-    if evaluation.opponent == "sft" and (golden or proxy):
+    if evaluation.baseline == "sft" and (golden or proxy):
         asked = policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent"), tokenizer
-        evaluation.opponent_responses = sample_in_parts(sample, *asked, args.eval_batch_size)  # the policy is still SFT
+        evaluation.baseline_responses = sample_in_parts(sample, *asked, args.eval_batch_size)  # the policy is still SFT
     count = round(args.offline_share * args.batch_size)  # rows of each batch that are read
     if not 0 < count < args.batch_size or count % processes():
         fail(f"--offline-share {args.offline_share}: {count} rows; must be some, not all, and as many for each process")
@@ -331,11 +331,11 @@ def main(args: Args) -> None:
     bar = tqdm(order[done:], desc=Path(__file__).stem, unit="step", initial=done, total=args.steps, disable=rank() > 0)
     ahead = []  # the batches that were sampled and not yet trained on: prompts, first and second responses
     for step, indices in enumerate(bar, start=done):
-        # ---- a batch of pairs: read a part of them; sample two responses to each other prompt, and ask the judge
+        # ---- a batch of pairs: read a part of them; sample two responses to each other prompt, and ask the proxy
         clock, own = [time.perf_counter()], [indices[i] for i in share(len(indices))]
         read = [pairs[i] for i in own[: count // processes()]]
         if not ahead:
-            for t in range(step, min(step + args.sample_ahead, args.steps)):
+            for t in range(step, min(step + args.sync_every, args.steps)):
                 own = share(len(order[t]))[count // processes() :]
                 prompts = [pairs[order[t][i]]["prompt"] for i in own]
                 uniforms = torch.rand(2, len(order[t]), args.max_response_tokens, generator=generator(args.seed, t, "sample"))
@@ -350,8 +350,8 @@ def main(args: Args) -> None:
         prompts, margins = [pair["prompt"] for pair in read] + prompts, [pair["margin"] for pair in read] + margins
         chosen, rejected = [pair["chosen"] for pair in read] + chosen, [pair["rejected"] for pair in read] + rejected
         clock.append(time.perf_counter())
-        if args.save_stream:
-            save_stream(out, gather(list(zip(prompts, chosen, rejected, margins)), len(indices)))
+        if args.save_pairs:
+            save_pairs(out, gather(list(zip(prompts, chosen, rejected, margins)), len(indices)))
 
         # ---- the gradient, a part of the batch at a time
         results = []

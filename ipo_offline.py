@@ -32,9 +32,9 @@ from common import (
     generator,
     load_checkpoint,
     load_evaluation,
-    load_judge,
     load_pairs,
     load_policy,
+    load_preference_model,
     margin,
     mean_stderr,
     open_log,
@@ -49,8 +49,8 @@ from common import (
     save_checkpoint,
     save_policy,
     save_responses,
+    setup_part,
     share,
-    start_part,
     sum_gradients,
     summary,
     wins,
@@ -62,22 +62,22 @@ CHUNK = 1024  # so many tokens have logits over the whole vocabulary at a time
 @dataclass
 class Args:
     # ---- starting point
-    start: str | None = None
-    """folder made by `python -m prepare` with all parts below (where none is named: starts/reviews, made if missing)"""
+    setup: str | None = None
+    """folder made by `python -m prepare` with all parts below (where none is named: setups/reviews, made if missing)"""
     model: str | None = None
-    """the policy to start from, which stays the frozen reference: folder or Hub name (if not given: START/sft)"""
+    """the policy to start from, which stays the frozen reference: folder or Hub name (if not given: SETUP/sft)"""
     dataset: str | None = None
-    """preference pairs: file, folder or Hub name (if not given: START/d_golden)"""
+    """preference pairs: file, folder or Hub name (if not given: SETUP/d_golden)"""
     golden: str | None = None
-    """the preference model that stands for the human rater in win rates (if not given: START/golden)"""
+    """the preference model that stands for the human rater in win rates (if not given: SETUP/golden)"""
     baseline: str | None = None
-    """folder with the golden policy's stored responses, the opponent in win rates (if not given: START/golden_policy)"""
+    """folder with the baseline policy's stored responses, which win rates are against (if not given: SETUP/baseline)"""
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row of the data that cannot be used ends the program or is left out and counted"""
 
     # ---- experiment
     out: str | None = None
-    """folder of this run (if not given: runs/<start>/<script>__<seed>__<time>)"""
+    """folder of this run (if not given: runs/<setup>/<script>__<seed>__<time>)"""
     resume: bool = False
     """go on with the run in --out from its last checkpoint, kept at an evaluation"""
     seed: int = 1
@@ -85,7 +85,7 @@ class Args:
     device: str = "auto"
     """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 trains, and samples to train on, under autocast; weights, AdamW, log-softmax, judges and evaluation stay in fp32"""
+    """bf16 trains, and samples to train on, under autocast; the weights, AdamW, log-softmax, all scores stay in fp32"""
 
     # ---- algorithm
     steps: int = 400
@@ -93,7 +93,7 @@ class Args:
     batch_size: int = 32
     """preference pairs a step (paper: 32)"""
     learning_rate: float = 5e-4
-    """constant learning rate of AdamW, no weight decay; for the embedded world's 115k parameters (paper: 1e-5 for 770M)"""
+    """constant learning rate of AdamW, no weight decay; for the reviews task's 115k parameters (paper: 1e-5 for 770M)"""
     beta: float = 0.1
     """strength of the pull towards the reference: the log-ratio margin is drawn to 1 / (2 beta) nats (paper: 0.1)"""
     max_grad_norm: float = 0.0
@@ -122,7 +122,7 @@ class Args:
     """sequences that an evaluation samples and scores at a time"""
     save_policies: bool = False
     """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
-    track: bool = False
+    wandb: bool = False
     """log to Weights & Biases too (needs `pip install wandb`)"""
 
 
@@ -254,13 +254,13 @@ def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int,
     kl, kl_stderr = mean_stderr(torch.tensor(gather(kls, count)), evaluation.texts[:count])
     if not math.isfinite(kl):  # no checkpoint follows: the last one is good
         fail(f"step {step}: KL to the reference is {kl}; lower --learning-rate, or clip with --max-grad-norm 1")
-    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.opponent}, {}
-    for name, judge in (("win_rate", golden), ("proxy_win_rate", proxy)):
+    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.baseline}, {}
+    for name, preference_model in (("win_rate", golden), ("proxy_win_rate", proxy)):
         row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
-        if judge is not None:
+        if preference_model is not None:
             own = share(len(prompts))
-            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.opponent_responses))
-            verdicts[name] = torch.tensor(gather(margin(judge, *texts, store_second=True).tolist(), len(prompts)))
+            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.baseline_responses))
+            verdicts[name] = torch.tensor(gather(margin(preference_model, *texts, store_second=True).tolist(), len(prompts)))
             for key, part in ((name, slice(evaluation.train_count)), (f"{name}_heldout", slice(evaluation.train_count, None))):
                 if prompts[part]:
                     row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
@@ -292,14 +292,14 @@ def main(args: Args) -> None:
     reference.requires_grad_(False)
     if args.compile:
         policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
-    golden = load_judge(args.golden, tokenizer, args.device, *limits)
-    proxy = load_judge(start_part(args, "proxy"), tokenizer, args.device, *limits)
+    golden = load_preference_model(args.golden, tokenizer, args.device, *limits)
+    proxy = load_preference_model(setup_part(args, "proxy"), tokenizer, args.device, *limits)
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     evaluation = load_evaluation(args, tokenizer, pairs)
     evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, tokenizer, args.eval_batch_size)
-    if evaluation.opponent == "sft" and (golden or proxy):
+    if evaluation.baseline == "sft" and (golden or proxy):
         asked = policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent"), tokenizer
-        evaluation.opponent_responses = sample_in_parts(sample, *asked, args.eval_batch_size)  # the policy is still SFT
+        evaluation.baseline_responses = sample_in_parts(sample, *asked, args.eval_batch_size)  # the policy is still SFT
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed, args.shuffle).tolist()
     optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
     autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")

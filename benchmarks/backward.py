@@ -4,10 +4,10 @@
     python benchmarks/backward.py --rows 16 --tokens 128 --precision fp32                             # what a CPU can do
     python benchmarks/backward.py --count --shape pythia-410m       # nothing but what a pass keeps, counted on the CPU
 
-Not accumulated, and no layer checkpointed unless a side says so; policy, reference and judge are resident. Naive means
-logits of all positions in fp32, as a model returns them, and one log-softmax. Both responses of a pair count as sequences;
-half of each is prompt. Every side is a process of its own, so that peak memory is its own: what CUDA allocated, or what the
-process occupied. The last line is JSON.
+Not accumulated, and no layer checkpointed unless a side says so; policy, reference and preference model are resident. Naive
+means logits of all positions in fp32, as a model returns them, and one log-softmax. Both responses of a pair count as
+sequences; half of each is prompt. Every side is a process of its own, so that peak memory is its own: what CUDA allocated, or
+what the process occupied. The last line is JSON.
 """
 
 import json
@@ -108,10 +108,10 @@ def measure(args: Args) -> dict:
     torch.manual_seed(0)
     config = config_of(args.shape)
     policy, reference = (AutoModelForCausalLM.from_config(config).to(device).eval() for _ in range(2))
-    judge = AutoModelForSequenceClassification.from_config(config).to(device)
-    for model in (policy, reference, judge) if args.side != "naive" else ():
+    preference_model = AutoModelForSequenceClassification.from_config(config).to(device)
+    for model in (policy, reference, preference_model) if args.side != "naive" else ():
         fuse(model)  # as load_model does
-    for model in (reference, judge):
+    for model in (reference, preference_model):
         model.requires_grad_(False)
     ids = torch.randint(0, config.vocab_size, (args.rows, args.tokens), device=device)
     batch = Batch(ids, (torch.arange(args.tokens, device=device) >= args.tokens // 2).expand_as(ids))

@@ -1,7 +1,7 @@
 """Sampling against transformers' `generate`: the same weights, prompts and lengths, temperature 1, no top-k, no top-p.
 
     python benchmarks/sampling.py                    # shape of SmolLM2-135M, 256 responses of 128 tokens, bf16: on a GPU
-    python benchmarks/sampling.py --model starts/reviews/sft --rows 64 --prompt-tokens 16 --response-tokens 33 --dtype fp32
+    python benchmarks/sampling.py --model setups/reviews/sft --rows 64 --prompt-tokens 16 --response-tokens 33 --dtype fp32
 
 Half of the prompts are half as long, so that there is padding; each is sampled twice, as in the online scripts. The sides
 take turns, --rounds times, after a first call of each, which is told apart: it captures, or compiles. On a GPU `generate`

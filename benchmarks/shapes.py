@@ -24,8 +24,8 @@ def config_of(shape: str):
     return LlamaConfig(vocab_size=49152, intermediate_size=1536, tie_word_embeddings=True, **sizes)
 
 
-def make_start(folder: str, shape: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
-    """A folder in the form of `python -m prepare`'s: sft, proxy (a judge of the same shape) and d_golden, `rows` pairs.
+def make_setup(folder: str, shape: str, rows: int, prompt_tokens: int, response_tokens: int) -> None:
+    """A folder in the form of `python -m prepare`'s: sft, proxy (of the same shape) and d_golden, `rows` pairs.
 
     Texts are random words of one token each, every other prompt half as long; what such a model writes ends by chance alone.
     """

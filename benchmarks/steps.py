@@ -1,16 +1,17 @@
 """A whole training step against TRL's: the same weights, prompts, lengths and batch, a reward that is not timed.
 
     pip install "trl==1.16.0"
-    python benchmarks/steps.py                                                       # the embedded world
+    python benchmarks/steps.py                                                       # the reviews task
     python benchmarks/steps.py --shape smollm2-135m --device cuda --precision bf16 --max-prompt-tokens 128 \
         --max-response-tokens 128                                                    # on a GPU; random weights and words
 
 Both sides run as processes of their own, in turn, --rounds times. Ours is the script, by its command line: a step is
-what timings.jsonl calls time/sample plus time/train, without the judge. TRL's is OnlineDPOTrainer or DPOTrainer with loss_type
-"ipo", timed by a callback; what it samples is judged by the length of the text, which costs nothing. The learning rate is so
-small that neither policy moves, or each would write as long as its judge likes. The first --skip steps of every run are left
-out. Peak memory is what CUDA allocated, ours with the judge, on a CPU what the process occupied, models, data and libraries
-included. A side that fails is told, and the others go on. The last line printed is JSON.
+what timings.jsonl calls time/sample plus time/train, without the preference model. TRL's is OnlineDPOTrainer or DPOTrainer
+with loss_type "ipo", timed by a callback; what it samples is judged by the length of the text, which costs nothing. The
+learning rate is so small that neither policy moves, or each would write as long as its preference model likes. The first
+--skip steps of every run are left out. Peak memory is what CUDA allocated, ours with the preference model, on a CPU what the
+process occupied, models, data and libraries included. A side that fails is told, and the others go on. The last line printed
+is JSON.
 """
 
 import importlib.util
@@ -32,16 +33,16 @@ import tyro
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks.shapes import make_start  # noqa: E402
+from benchmarks.shapes import make_setup  # noqa: E402
 from common import fail, load_rows, run_command  # noqa: E402
 
 
 @dataclass
 class Args:
-    start: str = "starts/reviews"
+    setup: str = "setups/reviews"
     """folder made by `python -m prepare`"""
     shape: Literal["smollm2-135m", "pythia-410m"] | None = None
-    """instead of a start: random weights in this shape, and random words as long as the limits let them be"""
+    """instead of a setup: random weights in this shape, and random words as long as the limits let them be"""
     sides: tuple[Literal["online", "offline"], ...] = ("online", "offline")
     """online: ipo_online.py against OnlineDPOTrainer; offline: ipo_offline.py against DPOTrainer"""
     trl: bool = True
@@ -91,11 +92,11 @@ def run(command: list[str], threads: int) -> tuple[str, int]:
         return out.read(), usage.ru_maxrss * 1024
 
 
-def ours(args: Args, start: str, side: str, folder: str) -> dict:
-    """Of each step its seconds without the judge, those of its parts, tokens of its mean response; peak memory in bytes."""
+def ours(args: Args, setup: str, side: str, folder: str) -> dict:
+    """Of each step its seconds without labelling, those of its parts, tokens of its mean response; peak memory in bytes."""
     flags = {name: getattr(args, name) for name in (*SHARED, "gradient_accumulation_steps")}
-    flags |= {"model": f"{start}/sft", "dataset": f"{start}/d_golden"}
-    flags |= {"judge": f"{start}/proxy"} if side == "online" else {}
+    flags |= {"model": f"{setup}/sft", "dataset": f"{setup}/d_golden"}
+    flags |= {"proxy": f"{setup}/proxy"} if side == "online" else {}
     flags |= {"out": folder, "eval_every": args.steps, "eval_prompts": 8, "kl_prompts": 8}
     words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     words += ["--compile"] if args.compile and side == "online" else []
@@ -108,12 +109,12 @@ def ours(args: Args, start: str, side: str, folder: str) -> dict:
     return {"seconds": seconds, "tokens": tokens, "memory": rows[-1]["peak_memory_bytes"] or occupied, "parts": parts}
 
 
-def trl(args: Args, start: str, side: str, folder: str) -> dict:
+def trl(args: Args, setup: str, side: str, folder: str) -> dict:
     """The same of TRL's trainer; tokens only where it samples, and no parts."""
     rows = Path(folder).parent / "rows.jsonl"
     told = {name: getattr(args, name) for name in SHARED}
-    told |= {"side": side, "model": f"{start}/sft", "rows": str(rows), "out": folder}
-    pairs = load_rows(f"{start}/d_golden")[: args.batch_size * args.steps]
+    told |= {"side": side, "model": f"{setup}/sft", "rows": str(rows), "out": folder}
+    pairs = load_rows(f"{setup}/d_golden")[: args.batch_size * args.steps]
     rows.write_text(
         "".join(json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n" for row in pairs)
     )
@@ -122,8 +123,8 @@ def trl(args: Args, start: str, side: str, folder: str) -> dict:
     return measured | {"memory": measured["memory"] or occupied}
 
 
-def compare(args: Args, start: str) -> dict:
-    """What main prints and returns, of the models and pairs in `start`."""
+def compare(args: Args, setup: str) -> dict:
+    """What main prints and returns, of the models and pairs in `setup`."""
     results = {}
     for side in args.sides:
         sides = {name: {"seconds": [], "tokens": [], "memory": []} for name in (("ours", "trl") if args.trl else ("ours",))}
@@ -135,7 +136,7 @@ def compare(args: Args, start: str) -> dict:
                     continue
                 try:
                     with tempfile.TemporaryDirectory() as folder:
-                        measured = function(args, start, side, f"{folder}/run")
+                        measured = function(args, setup, side, f"{folder}/run")
                 except subprocess.CalledProcessError as error:
                     found["failed"] = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1][:200]
                     continue
@@ -165,13 +166,13 @@ def main(args: Args) -> None:
     if args.trl and not importlib.util.find_spec("trl"):
         fail('this benchmark needs TRL: pip install "trl==1.16.0"; --no-trl goes without')
     with tempfile.TemporaryDirectory() as folder:
-        start = args.start
+        setup = args.setup
         if args.shape:
-            start = folder
-            make_start(start, args.shape, args.batch_size * args.steps, args.max_prompt_tokens, args.max_response_tokens)
-        elif not Path(start, "d_golden").is_dir():
-            fail(f"--start {start}: no such start; python -m prepare --out {start} makes it")
-        results = compare(args, start)
+            setup = folder
+            make_setup(setup, args.shape, args.batch_size * args.steps, args.max_prompt_tokens, args.max_response_tokens)
+        elif not Path(setup, "d_golden").is_dir():
+            fail(f"--setup {setup}: no such setup; python -m prepare --out {setup} makes it")
+        results = compare(args, setup)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, CPU"
     versions = {name: version(name) for name in ("torch", "transformers", *(["trl"] if args.trl else []))}
     print(json.dumps({"results": results, "machine": machine, "versions": versions, "arguments": asdict(args)}))

@@ -1,4 +1,4 @@
-"""The frontier: KL(policy || sft) on a log axis against the win rate over the golden policy, one curve a run (Figure 1)."""
+"""The frontier: KL(policy || sft) on a log axis against the win rate over the baseline policy, one curve a run (Figure 1)."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import arguments_of, fail, mean_stderr, wins
-from prepare.reviews import all_prompts, taste
+from prepare.reviews import all_prompts, ground_truth_score
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -56,12 +56,12 @@ def load_run(folder: str) -> tuple[dict, list[dict]]:
 
 
 def train_rows(folder: str, step: int) -> list[dict]:
-    """The responses to training prompts, and golden's margins, behind an evaluation."""
+    """The responses to training prompts, and the golden preference model's margins, behind an evaluation."""
     return [row for row in json_lines(Path(folder, "responses", f"{step}.jsonl")) if row["split"] == "train"]
 
 
-def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
-    """(P,) wins by the embedded world's exact rule, None elsewhere: the verdict behind the verdicts.
+def true_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
+    """(P,) wins by the reviews task's ground-truth score, None elsewhere: the verdict behind the verdicts.
 
     args: the run's; rows: of train_rows.
     """
@@ -69,10 +69,14 @@ def rule_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
     if args["baseline"] is None or not met <= set(all_prompts()):
         return None
     stored = json_lines(Path(args["baseline"], "responses.jsonl"))
-    baseline = {r["prompt"]: taste(r["prompt"], r["response"], r["finished"]) for r in stored if r["prompt"] in met}
+    baseline = {
+        r["prompt"]: ground_truth_score(r["prompt"], r["response"], r["finished"]) for r in stored if r["prompt"] in met
+    }
     if lacking := [r["prompt"] for r in rows if r["prompt"] not in baseline]:
-        fail(f"{args['baseline']}: has no response to {lacking[0]!r}; it is not the opponent that this run met")
-    return wins(torch.tensor([taste(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows]))
+        fail(f"{args['baseline']}: has no response to {lacking[0]!r}; it is not the baseline that this run met")
+    return wins(
+        torch.tensor([ground_truth_score(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows])
+    )
 
 
 def new_figure(rows: int = 1, columns: int = 1, **options):
@@ -107,14 +111,14 @@ def kind_of(run: dict) -> tuple[str, str]:
     return mode, NAMES.get(loss, loss)
 
 
-def opponent_of(runs: list[tuple[dict, list[dict]]]) -> str:
-    """Whom the runs' win rates are over: the golden policy, another opponent by its folder's name, or SFT."""
-    names = sorted({Path(run["baseline"]).name for run, evals in runs if evals[0]["baseline"] == "golden_policy"})
-    return " or ".join("the golden policy" if name == "golden_policy" else name for name in names) or "SFT"
+def baseline_of(runs: list[tuple[dict, list[dict]]]) -> str:
+    """Whom the runs' win rates are over: the baseline policy, another baseline by its folder's name, or SFT."""
+    names = sorted({Path(run["baseline"]).name for run, evals in runs if evals[0]["baseline"] == "baseline"})
+    return " or ".join("the baseline policy" if name == "baseline" else name for name in names) or "SFT"
 
 
-def one_start(runs: list[dict]) -> bool:
-    """Whether runs, by their args.json, began with one policy and met one opponent: by the files, or by their names."""
+def one_setup(runs: list[dict]) -> bool:
+    """Whether runs, by their args.json, began with one policy and met one baseline: by the files, or by their names."""
     end = "_sha256" if all("model_sha256" in run for run in runs) else ""
     return len({(run.get(f"model{end}"), run.get(f"baseline{end}")) for run in runs}) == 1
 
@@ -145,16 +149,16 @@ def draw(names: list[str], runs: list[tuple[dict, list[dict]]], out: str, title:
         )
     sft = [row["win_rate"] for _, evals in runs for row in evals if row["step"] == 0]
     lines = {"SFT": sum(sft) / len(sft)}
-    opponent = opponent_of(runs)
-    if opponent != "SFT":
-        lines[f"{opponent.removeprefix('the ')} (parity)"] = 0.5
+    baseline = baseline_of(runs)
+    if baseline != "SFT":
+        lines[f"{baseline.removeprefix('the ')} (parity)"] = 0.5
     for name, height in lines.items():
         axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
         axes.annotate(
             name, (0, height), (6, 3), axes.get_yaxis_transform(), "offset points", ha="left", color="grey", fontsize=11
         )
     kl_axis(axes)
-    axes.set_ylabel(f"win rate against {opponent}")
+    axes.set_ylabel(f"win rate against {baseline}")
     axes.set_title(title, fontsize=13, loc="left")
     axes.legend(frameon=False, loc="best")
     save_figure(figure, out)
@@ -167,20 +171,20 @@ def main(args: Args) -> None:
     if Path(out).is_dir():
         fail(f"--out {args.out}: is a folder; name the picture, without its ending")
     runs = [load_run(folder) for folder in args.runs]
-    rules = []
+    truths = []
     for folder, (run, evals) in zip(args.runs, runs):
-        there = Path(run["baseline"] or "", "responses.jsonl").exists()  # else its start was moved
-        rules.append(rule_wins(run, train_rows(folder, evals[-1]["step"])) if there else None)
+        there = Path(run["baseline"] or "", "responses.jsonl").exists()  # else its setup was moved
+        truths.append(true_wins(run, train_rows(folder, evals[-1]["step"])) if there else None)
     names = [Path(folder).absolute().name for folder in args.runs]
     draw(names, runs, out, args.title)
-    if not one_start([run for run, _ in runs]):
-        print("these runs have not one start: neither their KL nor their win rates compare")
+    if not one_setup([run for run, _ in runs]):
+        print("these runs have not one setup: neither their KL nor their win rates compare")
     table = Table(title="last evaluation of each run, and the best: mean ± standard error over prompts", title_justify="left")
-    columns = "run,script,seed,beta,step,KL (nats),win rate,held out,proxy's,rule's,accuracy,best"
+    columns = "run,script,seed,beta,step,KL (nats),win rate,held out,proxy's,ground truth,accuracy,best"
     for column in columns.split(","):
         table.add_column(column, no_wrap=True)
     pm = "{:.3f} ± {:.3f}".format
-    for name, folder, (run, evals), rule in zip(names, args.runs, runs, rules):
+    for name, folder, (run, evals), truth in zip(names, args.runs, runs, truths):
         last, best = evals[-1], max(evals, key=lambda row: row["win_rate"])
         prompts = [row["prompt"] for row in train_rows(folder, last["step"])]
         table.add_row(
@@ -193,7 +197,7 @@ def main(args: Args) -> None:
             pm(last["win_rate"], last["win_rate_stderr"]),
             "-" if last["win_rate_heldout"] is None else pm(last["win_rate_heldout"], last["win_rate_heldout_stderr"]),
             "-" if last["proxy_win_rate"] is None else pm(last["proxy_win_rate"], last["proxy_win_rate_stderr"]),
-            "-" if rule is None else pm(*mean_stderr(rule, prompts)),
+            "-" if truth is None else pm(*mean_stderr(truth, prompts)),
             "-" if last["accuracy"] is None else f"{last['accuracy']:.3f}",
             f"{best['win_rate']:.3f} at {best['kl']:.2f} nats",
         )

@@ -1,1 +1,1 @@
-"""Makes what every script starts from: the embedded world, or your own model and data. See `python -m prepare --help`."""
+"""Makes what every script starts from: the reviews task, or your own model and data. See `python -m prepare --help`."""

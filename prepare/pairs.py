@@ -1,10 +1,10 @@
 """Sample pairs from one or two policies and let a preference model label them: the data of the paper's Figures 5 and 12.
 
-    python -m prepare.pairs --policies FINAL --judge START/golden --dataset START/d_golden --out data/final-final
-    python -m prepare.pairs --policies START/sft EARLY --judge START/golden --dataset START/d_golden --out data/sft-early
+    python -m prepare.pairs --policies FINAL --proxy SETUP/golden --dataset SETUP/d_golden --out data/final-final
+    python -m prepare.pairs --policies SETUP/sft EARLY --proxy SETUP/golden --dataset SETUP/d_golden --out data/sft-early
 
 One policy writes both responses of every pair, of two each writes one. Prompts are those of the data set, row by row, so that
-the result is as large and asks the same. It is kept as ids, in the form of an online run's stream: an offline script reads it
+the result is as large and asks the same. It is kept as ids, in the form of saved online pairs: an offline script reads it
 with --dataset and trains on the very tokens that were sampled, identical responses (ties) among them.
 """
 
@@ -19,14 +19,14 @@ from common import (
     fail,
     finished_folder,
     generator,
-    load_judge,
     load_pairs,
     load_policy,
+    load_preference_model,
     margin,
     pick_device,
     run_command,
     sample_in_parts,
-    save_stream,
+    save_pairs,
 )
 from ipo_online import sample
 
@@ -35,12 +35,12 @@ from ipo_online import sample
 class Args:
     policies: tuple[str, ...]
     """one policy for both responses or two, the first response's and the second's: folders or Hub names"""
-    judge: str
+    proxy: str
     """the preference model that labels the pairs: folder or Hub name"""
     dataset: str
     """prompts, or pairs, whose prompts alone are used: file, folder or Hub name"""
     out: str
-    """folder to write stream/train.jsonl into; `--dataset OUT/stream` is what an offline script takes"""
+    """folder to write online_pairs/train.jsonl into; `--dataset OUT/online_pairs` is what an offline script takes"""
     pairs: int | None = None
     """pairs to make (default: one for each row of the data; fewer are its first rows)"""
     seed: int = 1
@@ -69,7 +69,7 @@ def main(args: Args) -> None:
     if len(ends := {own.eos_token for _, own in loaded}) > 1:
         fail(f"{' and '.join(args.policies)}: have different end tokens, {' and '.join(sorted(ends))}; a pair has one")
     tokenizer.rows = max(other.rows for _, other in loaded)  # either may have more embeddings than tokens
-    judge = load_judge(args.judge, tokenizer, device, *limits)
+    preference_model = load_preference_model(args.proxy, tokenizer, device, *limits)
     rows = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
     prompts = [row["prompt"] for row in rows][: args.pairs]
     with finished_folder(Path(args.out)) as folder:
@@ -78,10 +78,10 @@ def main(args: Args) -> None:
             sample_in_parts(sample, policy, *asked, generator(args.seed, side, "pairs"), tokenizer, args.batch_size)
             for side, (policy, _) in enumerate([loaded[0], loaded[-1]])
         )
-        margins = margin(judge, prompts, first, second).tolist()
+        margins = margin(preference_model, prompts, first, second).tolist()
         chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
         rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
-        save_stream(folder, list(zip(prompts, chosen, rejected, margins)))
+        save_pairs(folder, list(zip(prompts, chosen, rejected, margins)))
     wins = sum(m > 0 for m in margins) / len(margins)
     print(f"{args.out}: {len(margins)} pairs, the first response preferred in {wins:.1%}, ties {margins.count(0.0)}")
 

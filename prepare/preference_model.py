@@ -1,11 +1,11 @@
-"""Preference models: train the golden one on human (or rater's) labels, let it relabel the data, train the proxy on those.
+"""Preference models: train golden on human (or rater's) labels, let it relabel the data, train the proxy on those.
 
     python -m prepare.preference_model train --help      a causal language model's trunk with one score on its last token
     python -m prepare.preference_model relabel --help    the same prompts and responses, with a preference model's labels
 
 Two forms (Tang et al. 2024, Appendix A). Pairwise, the paper's own: r(x, y1, y2) with both responses in the context, trained
 in random order, asked in both. Pointwise: s(x, y), r(x, y1, y2) = sigmoid(s(x, y1) - s(x, y2)). Both are trained by
-maximum likelihood. The form is saved in the model's config, where load_judge finds it.
+maximum likelihood. The form is saved in the model's config, where load_preference_model finds it.
 """
 
 import json
@@ -20,23 +20,23 @@ import tyro
 from tqdm import tqdm
 
 from common import (
-    Judge,
+    PreferenceModel,
     batch_order,
     check_ranges,
     fail,
     finished_folder,
     generator,
     has_test,
-    judge_sequences,
-    load_judge,
     load_model,
     load_pairs,
+    load_preference_model,
     load_rows,
     load_tokenizer,
     margin,
     pick_device,
     run_command,
     score,
+    sequences_to_score,
     wins,
 )
 
@@ -60,7 +60,7 @@ class Train:
     steps: int = 800
     """gradient steps; 0 takes a preference model, or any reward model with one label, as it is (paper: to a plateau)"""
     batch_size: int = 32
-    """pairs a step (paper: 16 for the golden model, 32 for the proxy)"""
+    """pairs a step (paper: 16 for the golden preference model, 32 for the proxy)"""
     learning_rate: float = 1e-3
     """highest learning rate of AdamW, warmed up over 10 % of the steps, then falling to 0 linearly (paper: 1e-4)"""
     max_prompt_tokens: int = 16
@@ -75,7 +75,7 @@ class Train:
 
 @dataclass
 class Relabel:
-    judge: str
+    golden: str
     """the preference model that gives the labels: folder or Hub name"""
     dataset: str
     """preference pairs: file, folder (train and test) or Hub name"""
@@ -97,7 +97,7 @@ def preference_nll(model, form: str, eos: int, prompts: list, chosen: list, reje
     Pairwise: one order of the two responses, by the toss of a coin: -log r(x, y_w, y_l) or -log(1 - r(x, y_l, y_w)), Eq. 5
     of the paper. Pointwise: -log sigmoid(s(x, y_w) - s(x, y_l)), Bradley-Terry. coins: (B,) of 0 and 1.
     """
-    first, second = judge_sequences(form, eos, prompts, chosen, rejected)
+    first, second = sequences_to_score(form, eos, prompts, chosen, rejected)
     if form == "pointwise":
         sequences = first + second
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
@@ -110,10 +110,10 @@ def preference_nll(model, form: str, eos: int, prompts: list, chosen: list, reje
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, 1 - coins.to(logits), reduction="none")
 
 
-def agreement(judge: Judge, pairs: list[dict]) -> dict:
-    """How often the judge puts chosen first on pairs it was not trained on, a tie counting half."""
+def agreement(preference_model: PreferenceModel, pairs: list[dict]) -> dict:
+    """How often the preference model puts chosen first on pairs it was not trained on, a tie counting half."""
     prompts, chosen, rejected = ([p[name] for p in pairs] for name in ("prompt", "chosen", "rejected"))
-    margins = margin(judge, prompts, chosen, rejected)
+    margins = margin(preference_model, prompts, chosen, rejected)
     return {"agreement": wins(margins).mean().item(), "ties": (margins == 0).double().mean().item(), "pairs": len(pairs)}
 
 
@@ -159,7 +159,7 @@ def train(args: Train) -> None:
             optimizer.step()
             schedule.step()
             bar.set_postfix(loss=loss.item(), refresh=False)
-        result = agreement(Judge(model, tokenizer, None), test)
+        result = agreement(PreferenceModel(model, tokenizer, None), test)
         (folder / "agreement.json").write_text(json.dumps(result) + "\n")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -167,7 +167,7 @@ def train(args: Train) -> None:
 
 
 def relabelled(row: dict, value: float) -> dict:
-    """A row whose chosen response is the one that a judge's margin (chosen minus rejected) prefers; a tie keeps the order.
+    """A row whose chosen response is the one that a margin (chosen minus rejected) prefers; a tie keeps the order.
 
     Every column whose name begins with chosen or rejected, the finished flags among them, goes with its response.
     """
@@ -180,9 +180,9 @@ def relabelled(row: dict, value: float) -> dict:
 
 def relabel(args: Relabel) -> None:
     check_ranges(args, zero=())
-    device, tokenizer = pick_device(args.device), load_tokenizer(args.judge)
+    device, tokenizer = pick_device(args.device), load_tokenizer(args.golden)
     lengths = args.max_prompt_tokens, args.max_response_tokens
-    judge, limits = load_judge(args.judge, tokenizer, device, *lengths), (*lengths, args.on_bad_row)
+    preference_model, limits = load_preference_model(args.golden, tokenizer, device, *lengths), (*lengths, args.on_bad_row)
     with finished_folder(args.out) as folder:
         splits = ["train"] + ["test"] * has_test(args.dataset)
         for split in splits:
@@ -190,7 +190,9 @@ def relabel(args: Relabel) -> None:
             values = []
             for i in tqdm(range(0, len(pairs), 1024), desc=f"relabel {split}", unit="kpair"):
                 part = pairs[i : i + 1024]
-                values += margin(judge, *([p[name] for p in part] for name in ("prompt", "chosen", "rejected"))).tolist()
+                values += margin(
+                    preference_model, *([p[name] for p in part] for name in ("prompt", "chosen", "rejected"))
+                ).tolist()
             lines = (json.dumps(relabelled(rows[p["row"]], value), default=str) for p, value in zip(pairs, values))
             (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
             kept = wins(torch.tensor(values)).mean().item()

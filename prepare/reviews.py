@@ -1,7 +1,7 @@
-"""The embedded world: short reviews by writers of mixed skill, and a rater with a simple taste (docs/reviews.md).
+"""The reviews task: short reviews by writers of mixed skill, and a rater with a simple ground-truth score (docs/reviews.md).
 
 python -m prepare.reviews --out FOLDER writes ordinary preference data as JSON lines, FOLDER/d_initial, split by prompt
-into train.jsonl and test.jsonl, and untrained models that know the world's words: FOLDER/untrained for the policy and the
+into train.jsonl and test.jsonl, and untrained models that know the task's words: FOLDER/untrained for the policy and the
 proxy, FOLDER/untrained_golden, about four times as large, for the golden preference model, and FOLDER/untrained_small, about a
 quarter, for the smallest of three policies (paper/sizes.py).
 """
@@ -119,8 +119,8 @@ def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
     return text_of(words[:MOST_WORDS]), len(words) < MOST_WORDS
 
 
-def taste(prompt: str, response: str, finished: bool) -> float:
-    """The rater's exact rule, in points: praise that fits the thing, in few words, without stammering, and with an end.
+def ground_truth_score(prompt: str, response: str, finished: bool) -> float:
+    """The ground-truth score, in points: praise that fits the thing, in few words, without stammering, and with an end.
 
     +1 each word of praise of the thing's kind, -1 each word of complaint of its kind, -2 each adjective that its sentence has
     already, -0.5 each word of another kind, +0.5 loved, -0.5 hated, -0.1 each word or mark, -1.5 no end.
@@ -138,20 +138,24 @@ def taste(prompt: str, response: str, finished: bool) -> float:
 
 
 def pair(prompt: str, rng: random.Random) -> dict:
-    """One row of preference data: two reviews as a noisy rater orders them, P(y1 > y2) = sigmoid(difference in taste)."""
+    """One row of preference data: two reviews as a noisy rater orders them, P(y1 > y2) = sigmoid(difference in score)."""
     first = second = write(prompt, rng)
     while second == first:
         second = write(prompt, rng)
-    if rng.random() > 1 / (1 + math.exp(taste(prompt, *second) - taste(prompt, *first))):
+    if rng.random() > 1 / (1 + math.exp(ground_truth_score(prompt, *second) - ground_truth_score(prompt, *first))):
         first, second = second, first
     row = {"prompt": prompt}
     for name, (text, finished) in (("chosen", first), ("rejected", second)):
-        row |= {name: text, f"{name}_finished": finished, f"{name}_taste": taste(prompt, text, finished)}
+        row |= {
+            name: text,
+            f"{name}_finished": finished,
+            f"{name}_ground_truth_score": ground_truth_score(prompt, text, finished),
+        }
     return row
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word of the world, with the space before it; decoding gives back the text to the letter."""
+    """One token for each word of the task, with the space before it; decoding gives back the text to the letter."""
     first_words = [*KIND_OF, *(f" {word}" for word in [*PLAIN, *MONTHS, *CONTENT])]
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", ".", ",", ":", *first_words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -172,7 +176,7 @@ def untrained_model(tokenizer: PreTrainedTokenizerFast, width: int, inner: int, 
 
 @dataclass
 class Args:
-    out: str = "starts/reviews"
+    out: str = "setups/reviews"
     """folder to write d_initial/ and the untrained models into"""
     seed: int = 1
     """seed of the reviews, the rater's noise and the untrained weights"""

@@ -143,8 +143,8 @@ def made_once(tmp_path_factory, name, make):
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory):
-    """The embedded world in miniature, made by the command in the README."""
+def setup(tmp_path_factory):
+    """The reviews task in miniature, made by the command in the README."""
     command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out"]
     return made_once(tmp_path_factory, "reviews", lambda folder: call(*command, folder))
 
@@ -153,11 +153,11 @@ SHORT = ["--steps", 3, "--batch-size", 4, "--eval-every", 2, "--eval-prompts", 8
 
 
 @pytest.fixture(scope="session")
-def runs(start, tmp_path_factory):
+def runs(setup, tmp_path_factory):
     """One short run of each script from the miniature start: {script: folder}."""
 
     def run(script):
-        command = [f"{script}.py", "--start", start, *SHORT, "--out"]
+        command = [f"{script}.py", "--setup", setup, *SHORT, "--out"]
         return made_once(tmp_path_factory, f"run_{script}", lambda folder: call(*command, folder))
 
     return {script: run(script) for script in SCRIPTS}

@@ -30,11 +30,11 @@ LOSS = {
 
 
 @pytest.fixture(scope="module")
-def finished(start, tmp_path_factory):
+def finished(setup, tmp_path_factory):
     """script -> its run, made when it is first asked for."""
 
     def run(script):
-        command = [f"{script}.py", "--start", start, *SETTINGS, *["--save-stream"] * (not script.endswith("offline"))]
+        command = [f"{script}.py", "--setup", setup, *SETTINGS, *["--save-pairs"] * (not script.endswith("offline"))]
         command += ["--offline-share", READ / BATCH] * script.endswith("hybrid") + ["--out"]
         with torch.enable_grad():
             return made_once(tmp_path_factory, f"adds_up_{script}", lambda folder: call(*command, folder))
@@ -56,10 +56,10 @@ def logprob(model, x: list[int], y: list[int]) -> torch.Tensor:
 
 
 class Texts:
-    """Ids of a start's texts."""
+    """Ids of a setup's texts."""
 
-    def __init__(self, start):
-        self.tokenizer = AutoTokenizer.from_pretrained(start / "sft")
+    def __init__(self, setup):
+        self.tokenizer = AutoTokenizer.from_pretrained(setup / "sft")
 
     def ids(self, prompt: str, response: str, finished: bool) -> tuple[list[int], list[int]]:
         x, both = (self.tokenizer(text, add_special_tokens=False).input_ids for text in (prompt, prompt + response))
@@ -75,24 +75,24 @@ def sampled_again(policy, written: list[dict], texts: Texts, seed: int, step: in
     return prompts, sampled
 
 
-def score(judge, x: list[int], y: list[int]) -> float:
-    return judge.score(judge.model(torch.tensor([x + y])).last_hidden_state[0, -1]).item()
+def score(preference_model, x: list[int], y: list[int]) -> float:
+    return preference_model.score(preference_model.model(torch.tensor([x + y])).last_hidden_state[0, -1]).item()
 
 
-def pairs_of(script: str, run: Path, start: Path, texts: Texts) -> list[list[tuple]]:
-    """(prompt, chosen, rejected, margin) of each step's pairs: those of the stream, or of D_golden in the run's order."""
-    if (run / "stream").exists():
-        rows = read_jsonl(run / "stream" / "train.jsonl")
+def pairs_of(script: str, run: Path, setup: Path, texts: Texts) -> list[list[tuple]]:
+    """(prompt, chosen, rejected, margin) of each step's pairs: those saved, or of D_golden in the run's order."""
+    if (run / "online_pairs").exists():
+        rows = read_jsonl(run / "online_pairs" / "train.jsonl")
         rows = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"], row["margin"]) for row in rows]
     else:
-        data = golden_pairs(start, texts)
+        data = golden_pairs(setup, texts)
         rows = [data[i] for i in batch_order(len(data), BATCH, STEPS, SEED).flatten().tolist()]
     return [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
 
 
-def golden_pairs(start: Path, texts: Texts) -> list[tuple]:
+def golden_pairs(setup: Path, texts: Texts) -> list[tuple]:
     pairs = []
-    for row in read_jsonl(start / "d_golden" / "train.jsonl"):
+    for row in read_jsonl(setup / "d_golden" / "train.jsonl"):
         x, chosen = texts.ids(row["prompt"], row["chosen"], row["chosen_finished"])
         pairs.append((x, chosen, texts.ids(row["prompt"], row["rejected"], row["rejected_finished"])[1], row["margin"]))
     return pairs
@@ -100,11 +100,11 @@ def golden_pairs(start: Path, texts: Texts) -> list[tuple]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.endswith("offline")])
-def test_the_proxy_has_labelled_what_was_sampled(script, start, finished):
+def test_the_proxy_has_labelled_what_was_sampled(script, setup, finished):
     """The chosen response is the one that the proxy, not golden, scores higher, by the margin that is kept."""
-    texts = Texts(start)
-    proxy, data = load(start / "proxy", AutoModelForSequenceClassification), golden_pairs(start, texts)
-    steps = pairs_of(script, finished(script), start, texts)
+    texts = Texts(setup)
+    proxy, data = load(setup / "proxy", AutoModelForSequenceClassification), golden_pairs(setup, texts)
+    steps = pairs_of(script, finished(script), setup, texts)
     for pairs, indices in zip(steps, batch_order(len(data), BATCH, STEPS, SEED).tolist(), strict=True):
         assert [x for x, *_ in pairs] == [data[i][0] for i in indices]
         read = READ if script == "ipo_hybrid" else 0
@@ -116,14 +116,14 @@ def test_the_proxy_has_labelled_what_was_sampled(script, start, finished):
 
 @torch.no_grad()
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_evaluation_says_what_its_responses_are(script, start, finished):
-    texts, run, sft = Texts(start), finished(script), load(start / "sft")
-    judges = {"win_rate": load(start / "golden", AutoModelForSequenceClassification)}
+def test_an_evaluation_says_what_its_responses_are(script, setup, finished):
+    texts, run, sft = Texts(setup), finished(script), load(setup / "sft")
+    preference_models = {"win_rate": load(setup / "golden", AutoModelForSequenceClassification)}
     if not script.endswith("offline"):
-        judges["proxy_win_rate"] = load(start / "proxy", AutoModelForSequenceClassification)
-    opponents = read_jsonl(start / "golden_policy" / "responses.jsonl")
-    opponents = {split: [row for row in opponents if row["split"] == split][:PROMPTS] for split in ("train", "test")}
-    data = random.Random(0).sample(golden_pairs(start, texts), PROMPTS)
+        preference_models["proxy_win_rate"] = load(setup / "proxy", AutoModelForSequenceClassification)
+    baselines = read_jsonl(setup / "baseline" / "responses.jsonl")
+    baselines = {split: [row for row in baselines if row["split"] == split][:PROMPTS] for split in ("train", "test")}
+    data = random.Random(0).sample(golden_pairs(setup, texts), PROMPTS)
     for row in read_jsonl(run / "evals.jsonl")[1:]:
         policy = load(run / "policies" / str(row["step"]))
         written = read_jsonl(run / "responses" / f"{row['step']}.jsonl")
@@ -138,14 +138,14 @@ def test_an_evaluation_says_what_its_responses_are(script, start, finished):
             kls.append((p.exp() * (p - q)).sum().item())
         assert row["kl"] == pytest.approx(statistics.mean(kls), rel=1e-3)
         assert row["kl_stderr"] == pytest.approx(statistics.stdev(kls) / len(kls) ** 0.5, rel=1e-3)
-        for name, judge in judges.items():
+        for name, preference_model in preference_models.items():
             for key, split in ((name, "train"), (f"{name}_heldout", "test")):
                 said = [each | {"ids": y} for each, y in zip(written, sampled) if each["split"] == split]
-                assert [each["prompt"] for each in said] == [each["prompt"] for each in opponents[split]]
+                assert [each["prompt"] for each in said] == [each["prompt"] for each in baselines[split]]
                 margins = []
-                for own, other in zip(said, opponents[split]):
+                for own, other in zip(said, baselines[split]):
                     x, y = texts.ids(other["prompt"], other["response"], other["finished"])
-                    margins.append(score(judge, x, own["ids"]) - score(judge, x, y))
+                    margins.append(score(preference_model, x, own["ids"]) - score(preference_model, x, y))
                 assert [each[f"{name}_margin"] for each in said] == pytest.approx(margins, abs=1e-4)
                 won = [(m > 0) + 0.5 * (m == 0) for m in margins]
                 assert row[key] == statistics.mean(won)
@@ -157,13 +157,13 @@ def test_an_evaluation_says_what_its_responses_are(script, start, finished):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, start, finished):
+def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, setup, finished):
     """And its line of metrics is what the policy before it makes of its pairs."""
-    texts, run, sft, loss_of = Texts(start), finished(script), load(start / "sft"), LOSS[script.partition("_")[0]]
+    texts, run, sft, loss_of = Texts(setup), finished(script), load(setup / "sft"), LOSS[script.partition("_")[0]]
     policy = load(run / "policies" / "0")
     assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), sft.parameters()))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0)
-    for step, (pairs, row) in enumerate(zip(pairs_of(script, run, start, texts), read_jsonl(run / "metrics.jsonl"))):
+    for step, (pairs, row) in enumerate(zip(pairs_of(script, run, setup, texts), read_jsonl(run / "metrics.jsonl"))):
         before, losses, logps, ratios = copy.deepcopy(policy), [], [], []
         for x, *both, _ in pairs:
             chosen, rejected = (logprob(policy, x, y) for y in both)
@@ -192,32 +192,32 @@ def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, start, fin
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_gradient_that_is_clipped_to_nothing_moves_nothing(script, start, tmp_path):
+def test_a_gradient_that_is_clipped_to_nothing_moves_nothing(script, setup, tmp_path):
     """So nothing else does: no weight decay."""
     settings = ["--steps", 2, "--batch-size", 4, "--eval-every", 2, "--eval-prompts", 4, "--kl-prompts", 4]
-    call(f"{script}.py", "--start", start, *settings, "--max-grad-norm", 1e-20, "--out", tmp_path / "run")
-    sft, policy = load(start / "sft"), load(tmp_path / "run" / "policy")
+    call(f"{script}.py", "--setup", setup, *settings, "--max-grad-norm", 1e-20, "--out", tmp_path / "run")
+    sft, policy = load(setup / "sft"), load(tmp_path / "run" / "policy")
     assert all(torch.equal(a, b) for a, b in zip(sft.parameters(), policy.parameters()))
 
 
-def test_another_seed_samples_other_texts(start, tmp_path):
+def test_another_seed_samples_other_texts(setup, tmp_path):
     """To the same prompts, in training and in evaluations."""
     (tmp_path / "prompts.jsonl").write_text(
-        json.dumps({"prompt": read_jsonl(start / "d_golden" / "train.jsonl")[0]["prompt"]})
+        json.dumps({"prompt": read_jsonl(setup / "d_golden" / "train.jsonl")[0]["prompt"]})
     )
     for seed in (1, 2):
-        settings = ["--steps", 1, "--batch-size", 1, "--eval-prompts", 4, "--kl-prompts", 4, "--save-stream", "--seed", seed]
+        settings = ["--steps", 1, "--batch-size", 1, "--eval-prompts", 4, "--kl-prompts", 4, "--save-pairs", "--seed", seed]
         call(
             "ipo_online.py",
-            "--start",
-            start,
+            "--setup",
+            setup,
             "--dataset",
             tmp_path / "prompts.jsonl",
             *settings,
             "--out",
             tmp_path / str(seed),
         )
-    for name in ("stream/train.jsonl", "responses/0.jsonl"):
+    for name in ("online_pairs/train.jsonl", "responses/0.jsonl"):
         assert (tmp_path / "1" / name).read_text() != (tmp_path / "2" / name).read_text()
 
 
@@ -236,16 +236,16 @@ def test_fine_tuning_learns_both_responses(tmp_path):
 
 
 @torch.no_grad()
-def test_bf16_trains_and_samples_and_never_judges_or_measures(start, tmp_path):
+def test_bf16_trains_and_samples_and_never_judges_or_measures(setup, tmp_path):
     """Labels and margins are those of fp32, to more digits than bf16 has; the step is not."""
-    texts, settings = Texts(start), ["--steps", 1, "--batch-size", 8, "--eval-prompts", 8, "--kl-prompts", 8]
+    texts, settings = Texts(setup), ["--steps", 1, "--batch-size", 8, "--eval-prompts", 8, "--kl-prompts", 8]
     for name, precision in (("whole", "fp32"), ("half", "bf16")):
-        command = ["--start", start, *settings, "--precision", precision, "--save-policies"]
+        command = ["--setup", setup, *settings, "--precision", precision, "--save-policies"]
         with torch.enable_grad():
-            call("ipo_online.py", *command, "--save-stream", "--out", tmp_path / f"online_{name}")
+            call("ipo_online.py", *command, "--save-pairs", "--out", tmp_path / f"online_{name}")
             call("ipo_offline.py", *command, "--out", tmp_path / f"offline_{name}")
-    proxy, golden = (load(start / role, AutoModelForSequenceClassification) for role in ("proxy", "golden"))
-    for row in read_jsonl(tmp_path / "online_half" / "stream" / "train.jsonl"):
+    proxy, golden = (load(setup / role, AutoModelForSequenceClassification) for role in ("proxy", "golden"))
+    for row in read_jsonl(tmp_path / "online_half" / "online_pairs" / "train.jsonl"):
         scores = [score(proxy, row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids")]
         assert scores[0] - scores[1] == pytest.approx(row["margin"], abs=1e-4)
     first, other = (read_jsonl(tmp_path / f"offline_{name}" / "evals.jsonl")[0] for name in ("whole", "half"))
@@ -253,10 +253,10 @@ def test_bf16_trains_and_samples_and_never_judges_or_measures(start, tmp_path):
     moved = [load(tmp_path / f"offline_{name}" / "policy").parameters() for name in ("whole", "half")]
     apart = [(a - b).abs().max().item() for a, b in zip(*moved)]
     assert max(apart) > 1e-6  # rounded gradients
-    opponents = {row["prompt"]: row for row in read_jsonl(start / "golden_policy" / "responses.jsonl")}
+    baselines = {row["prompt"]: row for row in read_jsonl(setup / "baseline" / "responses.jsonl")}
     written = read_jsonl(tmp_path / "offline_half" / "responses" / "1.jsonl")
     policy = AutoModelForCausalLM.from_pretrained(tmp_path / "offline_half" / "policies" / "1").eval()
     for said, x, y in zip(written, *sampled_again(policy, written, texts, 1, 1)):
-        other = opponents[said["prompt"]]
+        other = baselines[said["prompt"]]
         other = texts.ids(other["prompt"], other["response"], other["finished"])
         assert score(golden, x, y) - score(golden, *other) == pytest.approx(said["win_rate_margin"], abs=1e-4)

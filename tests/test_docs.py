@@ -148,13 +148,13 @@ def byte_tokenizer(texts, **special):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
 
 
-def stand_in(name, family, tokenizer, judge=False):
+def stand_in(name, family, tokenizer, preference_model=False):
     """A random model of two layers under a Hub name, seen from the current folder."""
     model = tiny_model(family, dtype=torch.float32, vocab_size=len(tokenizer))
     model.config.max_position_embeddings, model.config.eos_token_id = 2048, tokenizer.eos_token_id
     model.config.pad_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(name)
-    if judge:
+    if preference_model:
         AutoModelForSequenceClassification.from_pretrained(name, num_labels=1).save_pretrained(name)
     tokenizer.save_pretrained(name)
 
@@ -223,7 +223,7 @@ def ultrafeedback(folder):
         stand_in(f"HuggingFaceTB/{name}", "llama", tokenizer)
     other = byte_tokenizer(texts[::-2], eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>")
     other.chat_template = CHATML.replace("You help.", "")
-    stand_in("Skywork/Skywork-Reward-V2-Qwen3-0.6B", "qwen2", other, judge=True)
+    stand_in("Skywork/Skywork-Reward-V2-Qwen3-0.6B", "qwen2", other, preference_model=True)
 
 
 YOURS = {heading: text for heading, text in sections("yours.md").items() if "    python -m prepare" in text}
@@ -262,7 +262,7 @@ def test_the_examples_run_on_data_and_models_of_their_form(name, tmp_path, monke
         module = importlib.import_module(module)
         args = tyro.cli(getattr(module, arguments), args=words[len(known.split()) :])
         for field, value in FEWER.items():
-            if getattr(args, field, 0):  # what is 0 stays 0: a model that is its own SFT, a judge that is one already
+            if getattr(args, field, 0):  # what is 0 stays 0: a model that is its own SFT, a golden one that is one already
                 setattr(args, field, value)
         getattr(module, main)(args)
     runs = sorted((tmp_path / "runs").glob("*/*/evals.jsonl"))

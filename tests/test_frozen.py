@@ -21,7 +21,7 @@ FROZEN = Path(__file__).resolve().parent / "frozen"
 REFERENCE = FROZEN / "reference.json"
 
 # ---- what a user types and finds: a name that changes is changed here, and the numbers stay
-SETUP_FLAG, MODEL_FLAG, DATA_FLAG, PAIRS_FLAG = "--start", "--model", "--dataset", "--save-stream"
+SETUP_FLAG, MODEL_FLAG, DATA_FLAG, PAIRS_FLAG = "--setup", "--model", "--dataset", "--save-pairs"
 SETUP, METASPACE = FROZEN / "setup", FROZEN / "metaspace"
 POLICY = SETUP / "sft"
 FILES = {
@@ -29,7 +29,7 @@ FILES = {
     "evaluations": "evals.jsonl",
     "responses at 0": "responses/0.jsonl",
     "responses at 10": "responses/10.jsonl",
-    "pairs": "stream/train.jsonl",
+    "pairs": "online_pairs/train.jsonl",
 }
 OFFLINE = "bo2_offline", "dpo_offline", "ipo_offline", "slic_offline"
 ONLINE = "bo2_online", "dpo_online", "ipo_online", "slic_online", "ipo_hybrid"

@@ -114,20 +114,20 @@ def test_the_recorded_step_writes_what_the_plain_loop_writes(family, compiled):
     [[], ["--precision", "bf16"], ["--compile"], ["--precision", "bf16", "--gradient-checkpointing", "selective"]],
     ids=["fp32", "bf16", "compiled", "checkpointed"],
 )
-def test_an_online_run(start, tmp_path, options):
+def test_an_online_run(setup, tmp_path, options):
     """Evaluations between the steps take the memory of the recorded step, and give it back."""
-    command = ["ipo_online.py", "--start", start, "--device", DEVICE, "--steps", 12, "--eval-every", 4, *options]
+    command = ["ipo_online.py", "--setup", setup, "--device", DEVICE, "--steps", 12, "--eval-every", 4, *options]
     call_apart(*command, "--eval-prompts", 16, "--kl-prompts", 8, "--out", tmp_path / "run")
     metrics, evals = (read_jsonl(tmp_path / "run" / f"{name}.jsonl") for name in ("metrics", "evals"))
     assert metrics[0]["loss"] == 25 and metrics[0]["rewards/margins"] == 0
     assert [row["step"] for row in evals] == [0, 4, 8, 12] and evals[0]["kl"] == 0 < evals[-1]["kl"] < 20
 
 
-def test_the_first_steps_are_those_of_a_cpu(start, tmp_path):
+def test_the_first_steps_are_those_of_a_cpu(setup, tmp_path):
     """Offline, where nothing is sampled: the losses in fp32 agree, and the optimizer's steps with them."""
     losses = {}
     for device in {"cpu", DEVICE}:
-        command = ["ipo_offline.py", "--start", start, "--device", device, "--steps", 6, "--eval-prompts", 8]
+        command = ["ipo_offline.py", "--setup", setup, "--device", device, "--steps", 6, "--eval-prompts", 8]
         call_apart(*command, "--out", tmp_path / device)
         losses[device] = [row["loss"] for row in read_jsonl(tmp_path / device / "metrics.jsonl")]
         assert json.loads((tmp_path / device / "args.json").read_text())["device"] == device

@@ -1,4 +1,4 @@
-"""Every script on every family of models, with judges of its own and of another tokenizer."""
+"""Every script on every family of models, with preference models of its own and of another tokenizer."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ from transformers import (
 
 import ipo_offline
 import ipo_online
-from common import encode, load_judge, load_policy, load_tokenizer, pick_device, score
+from common import encode, load_policy, load_preference_model, load_tokenizer, pick_device, score
 from tests.conftest import REPO, SCRIPTS, SHARED, call, letter_tokenizer, needs_shared, read_jsonl, tiny_model
 
 PAIRS = [
@@ -35,14 +35,14 @@ LIMITS = {"max_prompt_tokens": 8, "max_response_tokens": 8}
 
 @pytest.fixture
 def letters(family, tmp_path):
-    """A model, a judge made from its trunk, and pairs, as folders and a file."""
+    """A model, a preference model made from its trunk, and pairs, as folders and a file."""
     tokenizer = letter_tokenizer("<eos>")  # padding is the end token
     model = tiny_model(family, dtype=torch.float32, vocab_size=len(tokenizer))
     model.config.eos_token_id = model.config.pad_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(tmp_path / "model")
-    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=1)
-    judge.save_pretrained(tmp_path / "judge")
-    for name in ("model", "judge"):
+    preference_model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=1)
+    preference_model.save_pretrained(tmp_path / "proxy")
+    for name in ("model", "proxy"):
         tokenizer.save_pretrained(tmp_path / name)
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
     return tmp_path
@@ -51,8 +51,8 @@ def letters(family, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_on_every_family(script, letters, family):
     module, folder = importlib.import_module(script), str(letters)
-    roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/judge"}
-    roles |= {"judge": f"{folder}/judge"} if not script.endswith("offline") else {}
+    roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/proxy"}
+    roles |= {"proxy": f"{folder}/proxy"} if not script.endswith("offline") else {}
     module.main(module.Args(**roles, **SIZES, **LIMITS, out=f"{folder}/run", seed=3))
     metrics, evals = read_jsonl(letters / "run" / "metrics.jsonl"), read_jsonl(letters / "run" / "evals.jsonl")
     assert metrics[0]["rewards/margins"] == 0 and metrics[0]["grad_norm"] > 0
@@ -68,8 +68,8 @@ def test_parts_and_recomputing_leave_the_trajectory_as_it_is(script, letters, fa
     """A batch in one part, in four, or in some with gradient checkpointing: 20 steps in float64, to 1e-9 relative."""
     module, folder, seen = importlib.import_module(script), str(letters), []
     monkeypatch.setattr(module, "load_policy", lambda *told: (load_policy(*told)[0].double(), load_policy(*told)[1]))
-    roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/judge"}
-    roles |= {"judge": f"{folder}/judge"} if not script.endswith("offline") else {}
+    roles = {"model": f"{folder}/model", "dataset": f"{folder}/pairs.jsonl", "golden": f"{folder}/proxy"}
+    roles |= {"proxy": f"{folder}/proxy"} if not script.endswith("offline") else {}
     for parts, checkpointing in ((1, "off"), (4, "off"), (2, "selective"), (3, "full")):
         options = {
             "gradient_accumulation_steps": parts,
@@ -110,8 +110,8 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
         model.save_pretrained(tmp_path / name)
         own and own.save_pretrained(tmp_path / name)
     tied = {"num_labels": 1, "tie_word_embeddings": True}  # its embeddings could serve for a head
-    AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare", **tied).save_pretrained(tmp_path / "judge")
-    tokenizer.save_pretrained(tmp_path / "judge")
+    AutoModelForSequenceClassification.from_pretrained(tmp_path / "bare", **tied).save_pretrained(tmp_path / "proxy")
+    tokenizer.save_pretrained(tmp_path / "proxy")
     small.get_input_embeddings().weight.data[0, 0] = math.nan
     small.save_pretrained(tmp_path / "no-number")
     tokenizer.save_pretrained(tmp_path / "no-number")
@@ -128,47 +128,47 @@ def test_models_that_cannot_be_used_are_named_in_one_line(tmp_path):
         ("endless", "its tokenizer has no end-of-sequence token"),
         ("broken", "no tokenizer can be loaded from it"),
         ("nowhere", "there is no such folder, so no tokenizer can be loaded from it"),
-        ("judge", "is a preference model, no causal language model"),
+        ("proxy", "is a preference model, no causal language model"),
         ("no-number", "its logits are no finite numbers; its weights are broken"),
     ):
         with pytest.raises(SystemExit, match=f"^error: {tmp_path}/{name}: {reason}") as error:
             load_policy(str(tmp_path / name), "cpu", 16)
         assert "\n" not in str(error.value)
     load_policy(str(tmp_path / "good"), "cpu", 16)  # more embeddings than tokens are common: padded for speed
-    for file in (tmp_path / "judge").glob("tokenizer*"):
+    for file in (tmp_path / "proxy").glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/judge: no tokenizer can be loaded from it"):
-        load_judge(str(tmp_path / "judge"), tokenizer, "cpu", 8, 8)
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}/proxy: no tokenizer can be loaded from it"):
+        load_preference_model(str(tmp_path / "proxy"), tokenizer, "cpu", 8, 8)
 
 
 def test_a_vocabulary_padded_for_speed_is_sampled_judged_and_read_back(tmp_path):
-    """A policy with more embeddings than tokens samples ids that mean none: a judge reads the text, a stream has them."""
+    """A policy with more embeddings than tokens samples ids that mean none: scores are of the text, saved pairs have them."""
     tokenizer = letter_tokenizer()
     models = {"model": tiny_model(dtype=torch.float32, vocab_size=64), "small": tiny_model(dtype=torch.float32)}
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    judge = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small", num_labels=1)
-    judge.save_pretrained(tmp_path / "judge")
-    tokenizer.save_pretrained(tmp_path / "judge")
+    preference_model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small", num_labels=1)
+    preference_model.save_pretrained(tmp_path / "proxy")
+    tokenizer.save_pretrained(tmp_path / "proxy")
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
-    roles = {"model": f"{tmp_path}/model", "golden": f"{tmp_path}/judge"}
+    roles = {"model": f"{tmp_path}/model", "golden": f"{tmp_path}/proxy"}
     online = {
         "dataset": f"{tmp_path}/pairs.jsonl",
-        "judge": f"{tmp_path}/judge",
+        "proxy": f"{tmp_path}/proxy",
         "out": f"{tmp_path}/online",
-        "save_stream": True,
+        "save_pairs": True,
     }
     ipo_online.main(ipo_online.Args(**roles, **online, **SIZES, **LIMITS))
-    stream = read_jsonl(tmp_path / "online" / "stream" / "train.jsonl")
-    assert any(max(row["chosen_ids"]) >= len(tokenizer) for row in stream)
-    offline = {"dataset": f"{tmp_path}/online/stream", "out": f"{tmp_path}/offline", "shuffle": "none"}
+    saved = read_jsonl(tmp_path / "online" / "online_pairs" / "train.jsonl")
+    assert any(max(row["chosen_ids"]) >= len(tokenizer) for row in saved)
+    offline = {"dataset": f"{tmp_path}/online/online_pairs", "out": f"{tmp_path}/offline", "shuffle": "none"}
     ipo_offline.main(ipo_offline.Args(**roles, **offline, **SIZES, **LIMITS))
     metrics = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("online", "offline")]
     assert metrics[0] == metrics[1]
     for sides in (("small", "model"), ("model", "small")):  # whichever is padded
         policies = [tmp_path / side for side in sides]
-        told = ["--judge", tmp_path / "judge", "--dataset", tmp_path / "pairs.jsonl", "--out", tmp_path / "-".join(sides)]
+        told = ["--proxy", tmp_path / "proxy", "--dataset", tmp_path / "pairs.jsonl", "--out", tmp_path / "-".join(sides)]
         limits = ["--max-prompt-tokens", 8, "--max-response-tokens", 8]
         call("-m", "prepare.pairs", "--policies", *policies, *told, *limits, "--device", "cpu")
 
@@ -195,29 +195,31 @@ def test_a_pickle_in_a_model_folder_is_not_run(tmp_path):
 
 
 @needs_shared
-def test_a_judge_of_another_tokenizer_labels_every_step(letters, family):
-    """The letters' policy, judged by a trunk of the story model: the judge reads the text in its own tokens."""
+def test_a_preference_model_of_another_tokenizer_labels_every_step(letters, family):
+    """The letters' policy, judged by a trunk of the story model: the preference model reads the text in its own tokens."""
     import ipo_online
 
     source = SHARED / "models" / "stories260K"
     torch.manual_seed(0)
-    judge = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
-    judge.save_pretrained(letters / "stories")
+    preference_model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1)
+    preference_model.save_pretrained(letters / "stories")
     load_tokenizer(str(source)).save_pretrained(letters / "stories")
     policy_tokenizer = load_tokenizer(str(letters / "model"))
-    assert load_judge(str(letters / "stories"), policy_tokenizer, "cpu", 32, 32).policy_tokenizer is policy_tokenizer
-    roles = {name: str(letters / "stories") for name in ("judge", "golden")}
+    assert (
+        load_preference_model(str(letters / "stories"), policy_tokenizer, "cpu", 32, 32).policy_tokenizer is policy_tokenizer
+    )
+    roles = {name: str(letters / "stories") for name in ("proxy", "golden")}
     roles |= {"model": str(letters / "model"), "dataset": str(letters / "pairs.jsonl")}
     ipo_online.main(ipo_online.Args(**roles, **SIZES, **LIMITS, out=str(letters / "run")))
     metrics, evals = read_jsonl(letters / "run" / "metrics.jsonl"), read_jsonl(letters / "run" / "evals.jsonl")
     assert [row["step"] for row in evals] == [0, 2, 3] and {row["ties"] for row in metrics} != {1.0}
-    # between two evaluations a verdict moves by what the judge's own score of the policy's own text moved: the opponent stays
-    judge, seen = load_judge(str(letters / "stories"), policy_tokenizer, "cpu", 32, 32), []
+    # between two evaluations a verdict moves by what the own score of the policy's own text moved: the baseline stays
+    preference_model, seen = load_preference_model(str(letters / "stories"), policy_tokenizer, "cpu", 32, 32), []
     for step in (0, 3):
         rows = read_jsonl(letters / "run" / "responses" / f"{step}.jsonl")
         texts = [[row[name] for row in rows] for name in ("prompt", "response", "finished")]
-        prompts, responses, _ = encode(judge.tokenizer, *texts)
-        values = score(judge.model, [x + y for x, y in zip(prompts, responses)])
+        prompts, responses, _ = encode(preference_model.tokenizer, *texts)
+        values = score(preference_model.model, [x + y for x, y in zip(prompts, responses)])
         seen.append(torch.tensor([row["win_rate_margin"] for row in rows]) - values)
     assert torch.allclose(*seen, atol=1e-4)
 

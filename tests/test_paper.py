@@ -2,11 +2,11 @@
 
 import json
 
-from paper.frontier import rule_wins
+from paper.frontier import true_wins
 from tests.conftest import call
 
 
-def test_the_rule_prefers_praise(tmp_path):
+def test_the_ground_truth_score_prefers_praise(tmp_path):
     prompt = "Hotel in May, staff and view:"
     friendly, rude = (
         {"split": "train", "prompt": prompt, "response": f" The staff was {word}.", "finished": True}
@@ -15,7 +15,7 @@ def test_the_rule_prefers_praise(tmp_path):
     for stored, expected in ((rude, [1.0, 0.5]), (friendly, [0.5, 0.0])):
         other = stored | {"prompt": "Hello"}  # which these runs have not met
         (tmp_path / "responses.jsonl").write_text(json.dumps(stored) + "\n" + json.dumps(other) + "\n")
-        assert list(rule_wins({"baseline": str(tmp_path)}, [friendly, rude])) == expected
+        assert list(true_wins({"baseline": str(tmp_path)}, [friendly, rude])) == expected
 
 
 def test_the_command_line():

@@ -31,24 +31,24 @@ def difference(a, b, name):
 
 
 @pytest.fixture(scope="session")
-def alone(start, tmp_path_factory):
+def alone(setup, tmp_path_factory):
     """One process of each side, in float64."""
 
     def run(folder):
         for script in ("ipo_offline", "ipo_online"):
-            call_apart("tests/in_double.py", script, "--start", start, *SIZES, "--out", folder / script)
+            call_apart("tests/in_double.py", script, "--setup", setup, *SIZES, "--out", folder / script)
 
     return made_once(tmp_path_factory, "alone", run)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("script", ["ipo_offline", "ipo_online"])
-def test_two_processes_compute_what_one_computes(script, kind, start, alone, tmp_path):
+def test_two_processes_compute_what_one_computes(script, kind, setup, alone, tmp_path):
     """float64: losses to 1e-9 over 20 steps, the sampled texts to the letter, every evaluation, the final weights.
 
     The two compute layers again in the backward pass, the one does not.
     """
-    command = ["tests/in_double.py", script, "--start", start, *SIZES, "--device", "cpu", "--out", tmp_path / "run"]
+    command = ["tests/in_double.py", script, "--setup", setup, *SIZES, "--device", "cpu", "--out", tmp_path / "run"]
     command += ["--gradient-checkpointing", {"ipo_offline": "selective", "ipo_online": "full"}[script]]
     done = call_apart(*launch(kind), *command)
     assert done.stdout.count(f"wrote {tmp_path}/run") == 1
@@ -70,8 +70,8 @@ def test_two_processes_compute_what_one_computes(script, kind, start, alone, tmp
     assert names[0] == names[1] and len(list(two.glob("events*"))) == 1
 
 
-def test_first_losses_agree_in_fp32(start, runs, tmp_path):
-    command = ["ipo_offline.py", "--start", start, *SHORT, "--device", "cpu", "--out", tmp_path / "run"]
+def test_first_losses_agree_in_fp32(setup, runs, tmp_path):
+    command = ["ipo_offline.py", "--setup", setup, *SHORT, "--device", "cpu", "--out", tmp_path / "run"]
     call_apart(*launch("data parallel"), *command)
     ours, theirs = (read_jsonl(folder / "metrics.jsonl") for folder in (tmp_path / "run", runs["ipo_offline"]))
     assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], rel=1e-5)
@@ -79,9 +79,9 @@ def test_first_losses_agree_in_fp32(start, runs, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_it_ends_in_a_line_and_goes_on(kind, start, tmp_path):
+def test_killed_it_ends_in_a_line_and_goes_on(kind, setup, tmp_path):
     """kill -9 of one process: the others say so and end, and --resume ends with the weights of a run that was not killed."""
-    command = [*launch(kind), "ipo_online.py", "--start", start, *SIZES, "--steps", 40, "--device", "cpu", "--resume", "--out"]
+    command = [*launch(kind), "ipo_online.py", "--setup", setup, *SIZES, "--steps", 40, "--device", "cpu", "--resume", "--out"]
     began, process = time.time(), begin(*command, tmp_path / "run")
     wait_for(lambda: steps_taken(tmp_path / "run", since=began) > 12, process)
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "ipo_online.py" in " ".join(p.cmdline())]
@@ -96,8 +96,8 @@ def test_killed_it_ends_in_a_line_and_goes_on(kind, start, tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_once(start, tmp_path):
-    command = [*launch("data parallel"), "ipo_offline.py", "--start", start, "--batch-size", 5, "--device", "cpu"]
+def test_a_batch_that_cannot_be_shared_is_refused_once(setup, tmp_path):
+    command = [*launch("data parallel"), "ipo_offline.py", "--setup", setup, "--batch-size", 5, "--device", "cpu"]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *map(str, command), "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)

@@ -55,9 +55,9 @@ def assert_equal_runs(folder, other, count=24):
     assert steps == [row["step"] for row in read_jsonl(other / "timings.jsonl")] == list(range(count))
 
 
-def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(start, tmp_path):
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(setup, tmp_path):
     """kill -9, some before the first step, most in the middle of it all; every call but the first is the same."""
-    whole = ["ipo_online.py", "--start", start, *LONG, "--out", tmp_path / "whole"]
+    whole = ["ipo_online.py", "--setup", setup, *LONG, "--out", tmp_path / "whole"]
     call(*whole)
     folder, rng, reached = tmp_path / "killed", random.Random(0), [0]
     command = [*whole[:-1], folder, "--resume"]
@@ -102,10 +102,10 @@ def watch(event: str, args: tuple) -> None:
             raise Killed
 
 
-def test_killed_before_any_change_of_a_file_it_keeps_what_it_had(start, tmp_path):
+def test_killed_before_any_change_of_a_file_it_keeps_what_it_had(setup, tmp_path):
     """One change more at each try since the last checkpoint, until the end: none is lost before there is a newer one."""
-    few = ["--steps", 8, "--batch-size", 2, "--eval-prompts", 2, "--kl-prompts", 2, "--save-stream"]
-    command = ["ipo_online.py", "--start", start, *LONG, *few, "--out"]
+    few = ["--steps", 8, "--batch-size", 2, "--eval-prompts", 2, "--kl-prompts", 2, "--save-pairs"]
+    command = ["ipo_online.py", "--setup", setup, *LONG, *few, "--out"]
     call(*command, tmp_path / "whole")
     sys.addaudithook(watch)  # for good: there is no way to remove one
     folder, reached, changes, tries = tmp_path / "killed", 0, 0, 0
@@ -124,12 +124,14 @@ def test_killed_before_any_change_of_a_file_it_keeps_what_it_had(start, tmp_path
         reached, changes = now, changes if now == reached else 0
     assert tries > 20 and reached == 9
     assert_equal_runs(folder, tmp_path / "whole", count=8)
-    assert (folder / "stream" / "train.jsonl").read_bytes() == (tmp_path / "whole" / "stream" / "train.jsonl").read_bytes()
+    assert (folder / "online_pairs" / "train.jsonl").read_bytes() == (
+        tmp_path / "whole" / "online_pairs" / "train.jsonl"
+    ).read_bytes()
     assert "this run is finished" in call(*command, folder, "--resume").stdout
 
 
-def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(start, tmp_path):
-    command = ["ipo_offline.py", "--start", start, *LONG, "--steps", 60, "--out"]
+def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(setup, tmp_path):
+    command = ["ipo_offline.py", "--setup", setup, *LONG, "--steps", 60, "--out"]
     process = begin(*command, tmp_path / "run")
     wait_for((tmp_path / "run" / "checkpoint" / "4").exists, process)
     process.send_signal(signal.SIGINT)
@@ -144,9 +146,9 @@ def test_ctrl_c_ends_in_one_line_and_the_run_goes_on(start, tmp_path):
     assert_equal_runs(tmp_path / "run", tmp_path / "whole", count=60)
 
 
-def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_made(start, tmp_path):
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_made(setup, tmp_path):
     """No file may grow beyond 300 kB: the first checkpoint, of 460 kB, cannot be written. With room it goes on."""
-    command = [sys.executable, "ipo_offline.py", "--start", start, *LONG, "--out", tmp_path / "run"]
+    command = [sys.executable, "ipo_offline.py", "--setup", setup, *LONG, "--out", tmp_path / "run"]
     limited = ["bash", "-c", 'ulimit -f 300; exec "$@"', "bash", *map(str, command)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(limited, cwd=REPO, env=env, capture_output=True, text=True)
@@ -161,8 +163,8 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing_half_made(start, tmp_pa
     assert_equal_runs(tmp_path / "run", tmp_path / "whole")
 
 
-def test_two_processes_never_write_one_run(start, tmp_path):
-    command = ["ipo_offline.py", "--start", start, *LONG, "--steps", 2000, "--out", tmp_path / "run", "--resume"]
+def test_two_processes_never_write_one_run(setup, tmp_path):
+    command = ["ipo_offline.py", "--setup", setup, *LONG, "--steps", 2000, "--out", tmp_path / "run", "--resume"]
     first = begin(*command)
     wait_for((tmp_path / "run" / "metrics.jsonl").exists, first)
     done = call(*command, code=1)
@@ -173,8 +175,8 @@ def test_two_processes_never_write_one_run(start, tmp_path):
     assert steps == list(range(len(steps)))
 
 
-def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
-    command = ["ipo_offline.py", "--start", start, "--out", runs["ipo_offline"], "--resume", "--batch-size", 4]
+def test_other_arguments_are_refused_by_name(setup, runs, tmp_path):
+    command = ["ipo_offline.py", "--setup", setup, "--out", runs["ipo_offline"], "--resume", "--batch-size", 4]
     done = call(*command, "--beta", 0.5, "--steps", 4, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4, code=1)
     assert "this run was begun with --steps 3 --beta 0.1; repeat that" in done.stderr
     same = call(*command, "--steps", 3, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4, "--eval-batch-size", 7)
@@ -182,9 +184,9 @@ def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
     sizes = ["--steps", 3, "--eval-every", 2, "--eval-prompts", 8, "--kl-prompts", 4]
     done = call(*command, "--save-policies", "--compile", *sizes, code=1)
     assert "this run was begun with --no-compile; repeat that" in done.stderr  # as it is typed; --save-policies may change
-    assert "--resume needs --out" in call("ipo_offline.py", "--start", start, "--resume", code=1).stderr
+    assert "--resume needs --out" in call("ipo_offline.py", "--setup", setup, "--resume", code=1).stderr
     (tmp_path / "notes.txt").write_text("not a run")
-    done = call("ipo_offline.py", "--start", start, "--resume", "--out", tmp_path, code=1)
+    done = call("ipo_offline.py", "--setup", setup, "--resume", "--out", tmp_path, code=1)
     assert "there is something in this place already, and it is no run" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     (tmp_path / "notes.txt").unlink()
@@ -192,14 +194,14 @@ def test_other_arguments_are_refused_by_name(start, runs, tmp_path):
     assert common.choose_folder(ipo_offline.Args(model="m", out=str(tmp_path)), "ipo_offline") == tmp_path
 
 
-def test_another_script_is_refused(start, tmp_path):
+def test_another_script_is_refused(setup, tmp_path):
     """Its arguments may all be the same: Best-of-2's are IPO's."""
-    args = ipo_offline.Args(start=str(start), out=str(tmp_path / "run"))
+    args = ipo_offline.Args(setup=str(setup), out=str(tmp_path / "run"))
     common.begin_run(args, tmp_path / "run", "ipo_offline")
     common.LOCKS.pop().release()
-    done = call("bo2_offline.py", "--start", start, "--out", tmp_path / "run", "--resume", code=1)
+    done = call("bo2_offline.py", "--setup", setup, "--out", tmp_path / "run", "--resume", code=1)
     assert "this is a run of ipo_offline.py; go on with that, or name another folder" in done.stderr
-    relative = dataclasses.replace(args, start=os.path.relpath(start), resume=True)  # the same start by another name
+    relative = dataclasses.replace(args, setup=os.path.relpath(setup), resume=True)  # the same start by another name
     assert common.choose_folder(relative, "ipo_offline") == tmp_path / "run"
     for broken in ("{", "[]", '{"script_name": "train"}'):
         (tmp_path / "run" / "args.json").write_text(broken)
@@ -207,17 +209,17 @@ def test_another_script_is_refused(start, tmp_path):
             common.choose_folder(relative, "ipo_offline")
 
 
-def test_another_model_in_the_same_place_is_refused(start, tmp_path):
-    """As it is where a start was prepared anew; by its contents, whatever it is called."""
-    model = shutil.copytree(start / "sft", tmp_path / "sft")
-    args = ipo_offline.Args(start=str(start), model=str(model), dataset="owner/name", out=str(tmp_path / "run"), resume=True)
+def test_another_model_in_the_same_place_is_refused(setup, tmp_path):
+    """As it is where a setup was prepared anew; by its contents, whatever it is called."""
+    model = shutil.copytree(setup / "sft", tmp_path / "sft")
+    args = ipo_offline.Args(setup=str(setup), model=str(model), dataset="owner/name", out=str(tmp_path / "run"), resume=True)
     for _ in range(2):
         common.begin_run(args, tmp_path / "run", "ipo_offline")
         common.LOCKS.pop().release()
     (tmp_path / "link").symlink_to(model)
     common.begin_run(dataclasses.replace(args, model=str(tmp_path / "link")), tmp_path / "run", "ipo_offline")
     common.LOCKS.pop().release()
-    shutil.copy(start / "golden_policy" / "model.safetensors", model)
+    shutil.copy(setup / "baseline" / "model.safetensors", model)
     with pytest.raises(SystemExit, match=f"{model} is not as it was when this run began; put that back"):
         common.begin_run(args, tmp_path / "run", "ipo_offline")
     common.LOCKS.pop().release()
@@ -242,39 +244,39 @@ def test_a_damaged_checkpoint_ends_in_one_line(letters, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "FILE/run"])
-def test_a_place_that_cannot_be_written_ends_in_one_line(place, start, tmp_path):
+def test_a_place_that_cannot_be_written_ends_in_one_line(place, setup, tmp_path):
     (tmp_path / "file").write_text("")
     out = place.replace("FILE", str(tmp_path / "file"))
-    done = call("ipo_offline.py", "--start", start, *LONG, "--out", out, code=1)
+    done = call("ipo_offline.py", "--setup", setup, *LONG, "--out", out, code=1)
     assert "error: a file could not be read or written" in done.stderr and done.stderr.count("\n") == 1
 
 
-def assert_equal_starts(start, again):
-    for path in start.rglob("*"):
+def assert_equal_setups(setup, again):
+    for path in setup.rglob("*"):
         if path.is_file() and path.name != "prepare.json":
-            assert (again / path.relative_to(start)).read_bytes() == path.read_bytes(), path
+            assert (again / path.relative_to(setup)).read_bytes() == path.read_bytes(), path
     assert not list(again.glob("*.partial")) and not list(again.glob("*.run"))
 
 
-def test_an_interrupted_prepare_goes_on(start, tmp_path, monkeypatch):
+def test_an_interrupted_prepare_goes_on(setup, tmp_path, monkeypatch):
     """Killed during each stage in turn, it ends with the same files."""
     again, killed = tmp_path / "again", 0
     command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", again]
-    for half_made in ("untrained_small", "sft.partial", "golden.partial", "proxy.partial", "golden_policy.run/checkpoint/1"):
+    for half_made in ("untrained_small", "sft.partial", "golden.partial", "proxy.partial", "baseline.run/checkpoint/1"):
         process = begin(*command)
         while process.poll() is None and not (again / half_made).exists():
             time.sleep(0.005)
         process.kill()
         killed += process.wait() == -signal.SIGKILL
     assert killed >= 4  # the last stage takes but a moment, and may have been faster
-    kept, train = sorted((again / "golden_policy.run" / "checkpoint").glob("[0-9]*")), ipo_online.main
+    kept, train = sorted((again / "baseline.run" / "checkpoint").glob("[0-9]*")), ipo_online.main
     monkeypatch.setattr(ipo_online, "main", lambda args: train(args) if all(map(Path.exists, kept)) else pytest.fail("lost"))
-    call(*command)  # goes on with the golden policy from its checkpoint
-    assert_equal_starts(start, again)
+    call(*command)  # goes on with the baseline policy from its checkpoint
+    assert_equal_setups(setup, again)
 
 
 @pytest.mark.skipif(KILLS <= 5, reason="prepare is killed at random moments in `make test-all` alone")
-def test_a_prepare_killed_at_random_moments_goes_on(start, tmp_path):
+def test_a_prepare_killed_at_random_moments_goes_on(setup, tmp_path):
     command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", tmp_path / "again"]
     rng, killed = random.Random(1), 0
     for _ in range(KILLS):
@@ -287,4 +289,4 @@ def test_a_prepare_killed_at_random_moments_goes_on(start, tmp_path):
             shutil.rmtree(tmp_path / "again")
     call(*command)
     assert killed >= KILLS // 2
-    assert_equal_starts(start, tmp_path / "again")
+    assert_equal_setups(setup, tmp_path / "again")

@@ -139,7 +139,9 @@ NOT_RECORDED = [
     GPTJConfig(vocab_size=10, n_embd=16, n_layer=2, n_head=2, rotary_dim=4, n_positions=64),  # eager attention
     FalconConfig(**SIZES),  # its attention takes numbers from the CPU
     LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, **LLAMA),  # asks the GPU
-    LlamaConfig(rope_parameters=LONG, **LLAMA),  # reads all rows by the longest, and finished ones stay in a Decoder
+    LlamaConfig(
+        rope_parameters=LONG, **LLAMA
+    ),  # reads all rows by the longest, and those that ended with EOS stay in a Decoder
     MixtralConfig(num_local_experts=2, num_experts_per_tok=1, experts_implementation="eager", **LLAMA),  # asks it too
 ]
 

@@ -111,7 +111,7 @@ def test_what_a_reader_has_written_is_not_explained():
         assert change.kind == "change" and change.reasons == []
     copied = [line.replace("args.steps", "4000") for line in lines_of("ipo_online")]
     said = [reason for section in diff.compare(lines_of("ipo_offline"), copied, 3) for reason in section.reasons]
-    assert diff.REASONS["sample_ahead: int"] in said and diff.REASONS["if not ahead:"] in said
+    assert diff.REASONS["sync_every: int"] in said and diff.REASONS["if not ahead:"] in said
 
 
 @pytest.mark.parametrize("pair", diff.PAIRS, ids="--".join)
@@ -166,7 +166,7 @@ def test_the_terminal_shows_what_differs(width, monkeypatch, capsys):
     assert re.search(rf"> +{number} +prompts, first, second =", text)
     number = lines_of("ipo_offline").index('    shuffle: Literal["all", "none"] | int = "all"') + 1
     assert re.search(rf"^ *{number} +shuffle: Literal\[.* < *$", text, re.M)
-    for why in (diff.REASONS["judge: str"], diff.REASONS["sample(policy, prompts * 2"]):
+    for why in (diff.REASONS["proxy: str"], diff.REASONS["sample(policy, prompts * 2"]):
         assert why in " ".join(text.split())
 
 
@@ -220,7 +220,7 @@ def pair(runs, tmp_path):
     return [Path(shutil.copytree(runs[script], tmp_path / script)) for script in ("ipo_offline", "ipo_online")]
 
 
-def test_a_report_tells_what_the_runs_say(runs, start, tmp_path):
+def test_a_report_tells_what_the_runs_say(runs, setup, tmp_path):
     folders = [runs[script] for script in ("ipo_offline", "ipo_online", "ipo_hybrid")]
     html, page = make(folders, tmp_path / "a.html", prompts=3, nats=(0.01, 1.0))
     for folder in folders:
@@ -236,10 +236,12 @@ def test_a_report_tells_what_the_runs_say(runs, start, tmp_path):
             word = "won" if margin > 0 else "lost" if margin < 0 else "tie"
             assert prompt in page.text
             assert re.search(
-                re.escape(answer) + rf"( \(cut\))? {folder.name} , step 3, {last['kl']:.2f} nats, golden: {word}", page.text
+                re.escape(answer)
+                + rf"( \(cut\))? {folder.name} , step 3, {last['kl']:.2f} nats, the golden preference model: {word}",
+                page.text,
             )
-    stored = {row["prompt"]: row["response"] for row in read_jsonl(start / "golden_policy" / "responses.jsonl")}
-    assert all(f"{prompt} opponent {' '.join(stored[prompt].split()) or '(nothing)'}" in page.text for prompt in firsts)
+    stored = {row["prompt"]: row["response"] for row in read_jsonl(setup / "baseline" / "responses.jsonl")}
+    assert all(f"{prompt} baseline {' '.join(stored[prompt].split()) or '(nothing)'}" in page.text for prompt in firsts)
     drawings = re.findall(r"<svg.*?</svg>", html, re.S)
     assert len(drawings) == 7
     for drawing in drawings:
@@ -251,13 +253,18 @@ def test_a_report_tells_what_the_runs_say(runs, start, tmp_path):
 
 def test_arguments_in_which_runs_differ_come_first(pair, tmp_path):
     args = json.loads((pair[1] / "args.json").read_text())
-    (pair[1] / "args.json").write_text(json.dumps(args | {"beta": 0.25, "judge": "<i>"}))
+    (pair[1] / "args.json").write_text(json.dumps(args | {"beta": 0.25, "proxy": "<i>"}))
     differ, same = map(dict, report.arguments(report.load_runs(tuple(map(str, pair)))))
-    assert differ["beta"] == ["0.1", "0.25"] and differ["shuffle"] == ["all", None] and differ["judge"] == [None, "<i>"]
+    assert differ["beta"] == ["0.1", "0.25"] and differ["shuffle"] == ["all", None] and differ["proxy"] == [None, "<i>"]
     assert same["learning_rate"] == ["0.0005", "0.0005"] and not differ.keys() & same.keys()
     assert differ.keys() | same.keys() == args.keys() | {"shuffle"}
     text = make(pair, tmp_path / "a.html")[1].text
-    places = ["beta 0.1 0.25", "judge not in this script <i>", "that are the same in all", "learning_rate 0.0005 0.0005"]
+    places = [
+        "beta 0.1 0.25",
+        "proxy not in this script <i>",
+        "that are the same in all",
+        "learning_rate 0.0005 0.0005",
+    ]
     places = [text.index(place, text.index("In these they differ")) for place in places]
     assert places == sorted(places)
 
@@ -272,19 +279,19 @@ def test_what_a_model_writes_is_text(pair, tmp_path):
 
 
 def test_runs_without_golden_are_shown_by_the_proxy(pair, tmp_path):
-    def drop(row, judge):
-        row.update({key: None for key in row if key.startswith(judge)})
+    def drop(row, preference_model):
+        row.update({key: None for key in row if key.startswith(preference_model)})
 
     for folder in pair:
         change_rows(folder / "evals.jsonl", lambda row: drop(row, "win_rate"))
         for path in (folder / "responses").iterdir():
             change_rows(path, lambda row: row.pop("win_rate_margin"))
     html, page = make(pair, tmp_path / "a.html")
-    assert "None of these runs has a golden judge" in page.text and html.count("<svg") == 7
-    assert re.search(r"the proxy: (won|lost|tie)", page.text) and "golden: " not in page.text
+    assert "None of these runs has a golden preference model" in page.text and html.count("<svg") == 7
+    assert re.search(r"the proxy: (won|lost|tie)", page.text) and "the golden preference model: " not in page.text
     change_rows(pair[0] / "evals.jsonl", lambda row: drop(row, "proxy"))
     html, page = make(pair, tmp_path / "a.html")
-    assert "Without that judge, and so not shown: ipo_offline" in page.text
+    assert "Without that preference model, and so not shown: ipo_offline" in page.text
     change_rows(pair[1] / "evals.jsonl", lambda row: drop(row, "proxy"))
     html, page = make(pair, tmp_path / "a.html")
     assert "there are no win rates" in page.text and html.count("<svg") == 5  # neither the frontier nor the win rates
@@ -323,9 +330,14 @@ def test_answers_come_from_the_evaluations_nearest_to_a_kl(tmp_path):
 
 
 def test_a_verdict_is_goldens_where_there_is_one():
-    assert report.verdict({"win_rate_margin": 0.5, "proxy_win_rate_margin": -1.0}) == ("won", "golden: won by 0.5")
+    assert report.verdict({"win_rate_margin": 0.5, "proxy_win_rate_margin": -1.0}) == (
+        "won",
+        "the golden preference model: won by 0.5",
+    )
     assert report.verdict({"proxy_win_rate_margin": -1.25}) == ("lost", "the proxy: lost by 1.2")
-    assert report.verdict({"win_rate_margin": 0.0}) == ("tie", "golden: tie") and report.verdict({}) is None
+    assert (
+        report.verdict({"win_rate_margin": 0.0}) == ("tie", "the golden preference model: tie") and report.verdict({}) is None
+    )
 
 
 def test_prompts_that_only_one_run_has_are_not_shown(pair, tmp_path):

@@ -37,18 +37,18 @@ REASONS = {
     ": learn from pairs": "The first line says which loss it is, and where its pairs come from.",
     "Its sibling": "The script to read beside it.",
     # ---- what is imported
-    "    save_stream,": "Imported to keep the pairs that the run made; offline has them in its data.",
-    "    start_part,": "Imported to find the start's proxy, which offline only evaluates with.",
+    "    save_pairs,": "Imported to keep the pairs that the run made; offline has them in its data.",
+    "    setup_part,": "Imported to find the setup's proxy, which offline only evaluates with.",
     "    processes,": "Imported because each of several processes reads and samples its own part of the batch.",
     # ---- arguments
-    "judge: str": "Pairs that were just sampled need a judge to label them, the paper's proxy. Of the data, online reads the"
+    "proxy: str": "Pairs that were just sampled need the proxy to label them. Of the data, online reads the"
     " prompts alone: somebody else's responses and labels are what it does without.",
     "of the sampled part only": "The hybrid reads pairs for one part of a batch, and prompts alone for the other.",
     "offline_share: float": "How much of each batch is read: the one choice that the hybrid adds.",
     "strength of the pull": "beta means something else in each loss, so each has its own default.",
     "shuffle: Literal": "Offline has an order of the data to choose.",
-    "sample_ahead: int": "Online has to say how fresh its samples are: at 1 every batch comes from the policy as it is.",
-    "save_stream: bool": "Only pairs that a run made itself need keeping. An offline script can be given them afterwards.",
+    "sync_every: int": "Online has to say how fresh its samples are: at 1 every batch comes from the policy as it is.",
+    "save_pairs: bool": "Only pairs that a run made itself need keeping. An offline script can be given them afterwards.",
     # ---- the loss
     '"""(B,) ': "The loss as a formula. h is how much further the policy prefers chosen to rejected than the reference does.",
     "All arguments but beta": "Where the formula is from.",
@@ -58,13 +58,13 @@ REASONS = {
     "return -policy_chosen": "Best-of-2 makes the better response more likely; the other one and the reference play no part.",
     # ---- before the loop
     "prompts_alone=True": "Online needs no responses in its data. The hybrid reads some, and so needs pairs.",
-    "load_judge(args.judge": "The same proxy on both sides. Online learns from its labels; offline only reports its opinion.",
+    "load_preference_model(args.proxy": "The same on both sides. Online learns from it; offline only reports its opinion.",
     "args.shuffle)": "Step t has the same prompts on both sides. Only what was collected beforehand has an order to keep.",
     "count = round(": "A share that leaves one part empty makes a sibling of the hybrid, so it is refused.",
     # ---- the loop
     "ahead = []": "Batches wait here between sampling and training; by default there is one, trained on at once.",
     "sample(policy, prompts * 2": "What makes the difference. Offline reads pairs that others wrote and golden labelled."
-    " Online samples two responses to each prompt from the policy that is being trained, and asks the judge which is better.",
+    " Online samples two responses to each prompt from the policy that is being trained, and asks the proxy which is better.",
     "read a part of them": "The first rows of a batch are read, as offline reads them.",
     "[count // processes() :]": "The other rows are sampled and judged, as online does it.",
     "for pair in read] + ": "Both parts make one batch, and from here on nobody asks where a pair came from.",

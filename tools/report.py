@@ -24,13 +24,13 @@ from paper.frontier import (  # noqa: E402
     COLORS,
     MARKERS,
     OTHERS,
+    baseline_of,
     json_rows,
     kl_axis,
     new_figure,
-    one_start,
-    opponent_of,
+    one_setup,
     plt,
-    rule_wins,
+    true_wins,
 )
 from tools import page, write_page  # noqa: E402
 
@@ -40,10 +40,10 @@ SIDES = {side: (COLORS[side], dark) for side, dark in SIDES.items()}
 DARK = ["#c792ff", "#2dd4bf", "#f783b6", "#e3c04d", "#b4bcc5", "#ff8080", "#67d4ec", "#b6d957"]
 INK, QUIET = "#010203", "#040506"  # in the pictures these stand for the page's own colours
 
-JUDGES = {"win_rate": "golden", "proxy_win_rate": "the proxy"}
+PREFERENCE_MODELS = {"win_rate": "the golden preference model", "proxy_win_rate": "the proxy"}
 CURVES = {  # caption: columns of evals.jsonl, the second of which is dashed; and where a line helps to read them
     "KL(policy ‖ SFT), nats": (["kl"], None),
-    "Win rate by golden and, dashed, by the proxy; dotted: parity": (["win_rate", "proxy_win_rate"], 0.5),
+    "Win rate by the golden preference model and, dashed, by the proxy; dotted: parity": (["win_rate", "proxy_win_rate"], 0.5),
     "Accuracy as a classifier of the data's pairs; dotted: chance": (["accuracy"], 0.5),
     "Log-ratio to SFT of the data's chosen and, dashed, rejected responses": (["chosen_logratio", "rejected_logratio"], 0.0),
     "Length of a response, tokens": (["response_length"], None),
@@ -128,16 +128,16 @@ def as_svg(figure, name: str, label: str, runs: list[Run]) -> Markup:
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
 
 
-def draw_frontier(runs: list[Run], judge: str, opponent: str) -> Markup:
+def draw_frontier(runs: list[Run], metric: str, baseline: str) -> Markup:
     """KL against win rate, with standard errors."""
     figure, ((axes,),) = new_figure(figsize=(6.6, 4.4))
     for run in runs:
-        rows = [row for row in run.evals if row["kl"] > 0 and row[judge] is not None]
+        rows = [row for row in run.evals if row["kl"] > 0 and row[metric] is not None]
         marker = MARKERS.get(run.args["script"].partition("_")[0], "o")
         axes.errorbar(
             [row["kl"] for row in rows],
-            [row[judge] for row in rows],
-            [row[f"{judge}_stderr"] for row in rows],
+            [row[metric] for row in rows],
+            [row[f"{metric}_stderr"] for row in rows],
             [row["kl_stderr"] for row in rows],
             color=run.color,
             marker=marker,
@@ -146,14 +146,14 @@ def draw_frontier(runs: list[Run], judge: str, opponent: str) -> Markup:
             elinewidth=0.8,
         )
         for row in rows[-1:]:
-            axes.plot(row["kl"], row[judge], marker, color=run.color, markersize=11)
-    sft = [row[judge] for run in runs for row in run.evals if row["step"] == 0 and row[judge] is not None]
-    for name, height in [("parity", 0.5)] + [("SFT", sum(sft) / len(sft))] * (opponent != "SFT"):
+            axes.plot(row["kl"], row[metric], marker, color=run.color, markersize=11)
+    sft = [row[metric] for run in runs for row in run.evals if row["step"] == 0 and row[metric] is not None]
+    for name, height in [("parity", 0.5)] + [("SFT", sum(sft) / len(sft))] * (baseline != "SFT"):
         axes.axhline(height, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
         axes.annotate(name, (0, height), (4, 3), axes.get_yaxis_transform(), "offset points", color=QUIET, fontsize=11)
     kl_axis(axes)
-    axes.set_ylabel(f"win rate by {JUDGES[judge]}")
-    return as_svg(figure, "frontier", f"KL to SFT against the win rate by {JUDGES[judge]}, a curve a run", runs)
+    axes.set_ylabel(f"win rate by {PREFERENCE_MODELS[metric]}")
+    return as_svg(figure, "frontier", f"KL to SFT against the win rate by {PREFERENCE_MODELS[metric]}, a curve a run", runs)
 
 
 def draw_loss(runs: list[Run], name: str, caption: str) -> Markup:
@@ -204,12 +204,12 @@ def choose_evaluations(run: Run, nats: tuple[float, ...]) -> dict[str, dict]:
 
 
 def verdict(answer: dict) -> tuple[str, str] | None:
-    """(won, lost or tie; the same with judge and margin) over the opponent's answer: by golden, or else by the proxy."""
-    for key, judge in JUDGES.items():
+    """(won, lost or tie; the same with model and margin) over the baseline's answer: by golden, or else by the proxy."""
+    for key, preference_model in PREFERENCE_MODELS.items():
         margin = answer.get(f"{key}_margin")
         if margin is not None:
             word = "won" if margin > 0 else "lost" if margin < 0 else "tie"
-            return word, f"{judge}: {word}" + (f" by {abs(margin):.2g}" if margin else "")
+            return word, f"{preference_model}: {word}" + (f" by {abs(margin):.2g}" if margin else "")
     return None
 
 
@@ -219,7 +219,7 @@ def side_by_side(runs: list[Run], count: int, nats: tuple[float, ...]) -> list[d
     answers = [{level: by_prompt(run.answers(row["step"])) for level, row in rows.items()} for run, rows in zip(runs, chosen)]
     files = [file for levels in answers for file in levels.values()]
     prompts = [prompt for prompt in (files or [{}])[0] if all(prompt in file for file in files)]
-    opponent = opponent_answers(runs)
+    baseline = baseline_answers(runs)
 
     def cell(i, level, prompt):
         if level not in chosen[i]:
@@ -232,14 +232,14 @@ def side_by_side(runs: list[Run], count: int, nats: tuple[float, ...]) -> list[d
         rows = {level: [cell(i, level, prompt) for i in range(len(runs))] for level in ("SFT", *map(level_at, nats), "last")}
         if len({cell and cell["answer"]["response"] for cell in rows["SFT"]}) == 1:  # equal seeds, equal samples
             rows["SFT"] = [rows["SFT"][0] | {"run": None}]
-        if prompt in opponent:
-            rows = {"opponent": [{"run": None, "answer": opponent[prompt], "row": None, "verdict": None}]} | rows
+        if prompt in baseline:
+            rows = {"baseline": [{"run": None, "answer": baseline[prompt], "row": None, "verdict": None}]} | rows
         cards.append({"prompt": prompt, "rows": {level: cells for level, cells in rows.items() if any(cells)}})
     return cards
 
 
-def opponent_answers(runs: list[Run]) -> dict[str, dict]:
-    """The golden policy's stored responses by prompt, where all runs met the same and its file is still there."""
+def baseline_answers(runs: list[Run]) -> dict[str, dict]:
+    """The baseline policy's stored responses by prompt, where all runs met the same and its file is still there."""
     folders = {run.args.get("baseline") for run in runs}
     path = Path(folders.pop() or "", "responses.jsonl")
     return by_prompt(path) if not folders and path.is_file() else {}
@@ -251,26 +251,26 @@ def plus_minus(row: dict, key: str, form: str = ".3f") -> str:
     return f"{row[key]:{form}} ± {row[f'{key}_stderr']:{form}}"
 
 
-def results(runs: list[Run], judge: str | None) -> list[list[str]]:
+def results(runs: list[Run], metric: str | None) -> list[list[str]]:
     """The last evaluation of each run, and its best."""
     table = []
     for run in runs:
-        last, rule, opponent = run.evals[-1], None, opponent_answers([run])
+        last, truth, baseline = run.evals[-1], None, baseline_answers([run])
         file = run.answers(last["step"])
         rows = [row for row in json_rows(file) if row["split"] == "train"] if file.exists() else []
-        if rows and all(row["prompt"] in opponent for row in rows):
-            rule = rule_wins(run.args, rows)
-        judged = [row for row in run.evals if judge and row[judge] is not None]
-        best = max(judged, key=lambda row: row[judge], default=None)
+        if rows and all(row["prompt"] in baseline for row in rows):
+            truth = true_wins(run.args, rows)
+        judged = [row for row in run.evals if metric and row[metric] is not None]
+        best = max(judged, key=lambda row: row[metric], default=None)
         table.append(
             [
                 str(last["step"]),
                 plus_minus(last, "kl", ".2f"),
                 *(plus_minus(last, key) for key in ("win_rate", "win_rate_heldout", "proxy_win_rate")),
-                "–" if rule is None else "{:.3f} ± {:.3f}".format(*mean_stderr(rule, [row["prompt"] for row in rows])),
+                "–" if truth is None else "{:.3f} ± {:.3f}".format(*mean_stderr(truth, [row["prompt"] for row in rows])),
                 "–" if last["accuracy"] is None else f"{last['accuracy']:.3f}",
                 f"{last['response_length']:.1f}",
-                f"{best[judge]:.3f} at {best['kl']:.2f} nats" if best else "–",
+                f"{best[metric]:.3f} at {best['kl']:.2f} nats" if best else "–",
             ]
         )
     return table
@@ -303,8 +303,8 @@ def main(args: Args) -> None:
     if not 0 < len(args.runs) <= 8:
         fail(f"{len(args.runs)} runs named; a page shows 1 to 8 of them (python -m paper frontier draws any number)")
     runs = load_runs(args.runs)
-    judge = next((key for key in JUDGES if any(row[key] is not None for run in runs for row in run.evals)), None)
-    opponent = opponent_of([(run.args, run.evals) for run in runs])
+    metric = next((key for key in PREFERENCE_MODELS if any(row[key] is not None for run in runs for row in run.evals)), None)
+    baseline = baseline_of([(run.args, run.evals) for run in runs])
     style = {"svg.hashsalt": "tandem"}  # equal runs, equal pages
     style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     with plt.rc_context(style):
@@ -313,19 +313,19 @@ def main(args: Args) -> None:
         for i, (caption, (keys, line)) in enumerate(CURVES.items()):
             if any(row.get(key) is not None for run in runs for row in run.evals for key in keys):
                 curves.append((caption, draw_curve(runs, f"curve{i}", caption, keys, line)))
-        moved = any(row["kl"] > 0 and judge and row[judge] is not None for run in runs for row in run.evals)
-        frontier = draw_frontier(runs, judge, opponent) if moved else None
+        moved = any(row["kl"] > 0 and metric and row[metric] is not None for run in runs for row in run.evals)
+        frontier = draw_frontier(runs, metric, baseline) if moved else None
     differ, same = arguments(runs)
     text = page(
         "report.html",
         runs=runs,
-        judge=JUDGES.get(judge),
-        opponent=opponent,
-        one_start=one_start([run.args for run in runs]),
-        unjudged=[run.name for run in runs if judge and all(row[judge] is None for row in run.evals)],
+        preference_model=PREFERENCE_MODELS.get(metric),
+        baseline=baseline,
+        one_setup=one_setup([run.args for run in runs]),
+        unjudged=[run.name for run in runs if metric and all(row[metric] is None for row in run.evals)],
         frontier=frontier,
         curves=curves,
-        results=results(runs, judge),
+        results=results(runs, metric),
         cards=side_by_side(runs, args.prompts, args.nats),
         differ=differ,
         same=same,

@@ -1,11 +1,11 @@
-"""The embedded world: what its rule says, and that its data hold what the setting needs."""
+"""The reviews task: what its ground-truth score says, and that its data hold what the setting needs."""
 
 import math
 import random
 
 import pytest
 
-from prepare.reviews import MOST_WORDS, all_prompts, build_tokenizer, pair, taste, words_of, write
+from prepare.reviews import MOST_WORDS, all_prompts, build_tokenizer, ground_truth_score, pair, words_of, write
 
 PROMPT = "Hotel in May, staff and view:"
 
@@ -23,8 +23,8 @@ PROMPT = "Hotel in May, staff and view:"
         (" The staff was", False, -0.3 - 1.5),
     ],
 )
-def test_the_rule_by_hand(response, finished, points):
-    assert taste(PROMPT, response, finished) == pytest.approx(points)
+def test_the_ground_truth_score_by_hand(response, finished, points):
+    assert ground_truth_score(PROMPT, response, finished) == pytest.approx(points)
 
 
 def test_prompts_are_many_and_distinct():
@@ -55,7 +55,7 @@ def test_writers_fail_in_the_ways_a_policy_drifts_into():
 def test_the_rater_is_noisy_in_the_measure_of_the_difference():
     rng = random.Random(2)
     rows = [pair(PROMPT, rng) for _ in range(6000)]
-    gaps = [row["chosen_taste"] - row["rejected_taste"] for row in rows]
+    gaps = [row["chosen_ground_truth_score"] - row["rejected_ground_truth_score"] for row in rows]
     for size in (0.5, 1.0, 2.0):
         near = [gap > 0 for gap in gaps if size - 0.25 < abs(gap) < size + 0.25]
         expected = sum(1 / (1 + math.exp(-abs(gap))) for gap in gaps if size - 0.25 < abs(gap) < size + 0.25) / len(near)
