@@ -1,10 +1,14 @@
-"""Online Best-of-2: learn from pairs that the policy has just sampled and a preference model has just labelled (docs/bo2.md).
+"""Online Best-of-2: learn from pairs that the policy has just sampled and the proxy has labelled.
 
-Its sibling bo2_offline.py minimises the same loss in the same way, on pairs that were collected beforehand.
-Copy this file and common.py into a project of your own and change what you like: it is meant to be read, not imported.
+The loss, what a run logs, what to expect: docs/bo2.md. The sibling bo2_offline.py minimises the
+same loss in the same way, on pairs that were collected beforehand. Copy this file and common.py
+into your own project and change what you like: it is meant to be read, not imported.
 """
 
+import copy
+import json
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,398 +16,377 @@ from typing import Literal
 
 import torch
 import tyro
-from torch.utils.checkpoint import checkpoint
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
+from transformers import DynamicCache
 
 from common import (
-    Batch,
     batch_order,
     begin_run,
-    by_length,
     check_args,
-    choose_folder,
-    clip_gradients,
     collate,
-    decode,
-    decoder_for,
     fail,
-    finish_run,
-    gather,
     generator,
-    load_checkpoint,
+    in_shares,
     load_evaluation,
     load_pairs,
     load_policy,
-    load_preference_model,
     margin,
-    mean_stderr,
-    open_log,
     pad,
-    parameter_groups,
-    pick_device,
-    rank,
-    recomputing,
-    rows_left,
     run_command,
-    sample_in_parts,
-    save_checkpoint,
-    save_pairs,
-    save_policy,
-    save_responses,
-    share,
-    sum_gradients,
+    summarize,
     summary,
-    wins,
 )
-
-CHUNK = 1024  # so many tokens have logits over the whole vocabulary at a time
 
 
 @dataclass
 class Args:
-    # ---- starting point
+    # ---- what a run starts from
     setup: str | None = None
-    """folder made by `python -m prepare` with all parts below (where none is named: setups/reviews, made if missing)"""
+    """folder that `python -m prepare` makes, with all parts below (without --model and --dataset:
+    setups/reviews)"""
     model: str | None = None
-    """the policy to start from, which stays the frozen reference: folder or Hub name (if not given: SETUP/sft)"""
+    """the SFT policy: where training starts, and the frozen reference; folder or Hub name
+    (SETUP/sft)"""
     dataset: str | None = None
-    """prompts, or pairs, whose prompts alone are trained on: file, folder or Hub name (if not given: SETUP/d_golden)"""
+    """prompts, or pairs, whose prompts alone are used: file, folder, Hub name (SETUP/d_golden)"""
     proxy: str | None = None
-    """the preference model that labels the samples, called the proxy in the paper (if not given: SETUP/proxy)"""
+    """the proxy preference model, or any reward model: it labels the samples (SETUP/proxy)"""
     golden: str | None = None
-    """the preference model that stands for the human rater in win rates (if not given: SETUP/golden)"""
+    """the golden preference model, which stands for the human: for win rates (SETUP/golden)"""
     baseline: str | None = None
-    """folder with the baseline policy's stored responses, which win rates are against (if not given: SETUP/baseline)"""
+    """folder with responses of the baseline policy, for win rates (SETUP/baseline)"""
     on_bad_row: Literal["error", "skip"] = "error"
-    """whether a row of the data that cannot be used ends the program or is left out and counted"""
+    """whether a row of the data that cannot be used ends the run, or is left out and counted"""
 
-    # ---- experiment
+    # ---- the run
     out: str | None = None
-    """folder of this run (if not given: runs/<setup>/<script>__<seed>__<time>)"""
+    """folder of this run (runs/SETUP/SCRIPT__SEED)"""
     resume: bool = False
-    """go on with the run in --out from its last checkpoint, kept at an evaluation"""
+    """continue the run in --out from its last checkpoint"""
     seed: int = 1
-    """seed of everything random: the order of the data and every sampled token"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 trains, and samples to train on, under autocast; the weights, AdamW, log-softmax, all scores stay in fp32"""
+    """seed of the order of the data and of every sampled token"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16: train, and sample to train on, under autocast; all else stays in fp32"""
 
-    # ---- algorithm
+    # ---- the algorithm
     steps: int = 400
     """gradient steps (paper: 4,000)"""
     batch_size: int = 32
-    """preference pairs a step (paper: 32)"""
+    """preference pairs a step, over all processes (paper: 32)"""
     learning_rate: float = 5e-4
-    """constant learning rate of AdamW, no weight decay; for the reviews task's 115k parameters (paper: 1e-5 for 770M)"""
+    """constant learning rate of AdamW without weight decay, for a policy of 115k parameters
+    (paper: 1e-5 for 770M)"""
     beta: float = 0.1
-    """scales the logged rewards alone: this loss has no reference, and so no pull towards it"""
+    """scales the logged rewards alone: this loss has no reference, and no pull towards it"""
     max_grad_norm: float = 0.0
-    """clip the gradient to this norm; 0 = off (paper: not stated)"""
+    """clip the gradient to this norm; 0: never (paper: not stated)"""
     sync_every: int = 1
-    """batches that are sampled before the first of them is trained on; 1 = on-policy, --steps = all from the reference"""
-    gradient_accumulation_steps: int = 2
-    """parts that --batch-size, the whole batch, is computed in, pairs of like length together: less memory, less padding"""
-    gradient_checkpointing: Literal["off", "selective", "full"] = "off"
-    """what a layer does not keep but computes again in the backward pass: all but products of matrices, or all; less memory"""
-    compile: bool = False
-    """compile the decoding step: a GPU samples faster, after a minute or so"""
+    """steps whose batches are sampled at once, from the policy before the first of them; 1 is
+    on-policy, --steps samples all from the reference"""
+    micro_batch_size: int = 16
+    """pairs that are in memory at a time, in each process; no number depends on it"""
+    gradient_checkpointing: bool = False
+    """compute each layer again in the backward pass: less memory, a third more time"""
     max_prompt_tokens: int = 16
-    """longest prompt, in tokens; longer ones are bad rows, never cut (paper: 1,024)"""
+    """longest prompt, in tokens; a longer one is a bad row, never cut (paper: 1,024)"""
     max_response_tokens: int = 33
-    """longest response, in tokens, the end token included (paper: 128)"""
+    """longest response, in tokens, EOS included (paper: 128)"""
 
     # ---- evaluation and output
     eval_every: int = 40
-    """gradient steps between evaluations (paper: not stated)"""
+    """gradient steps from one evaluation, and checkpoint, to the next (paper: not stated)"""
+    eval_at: tuple[int, ...] = (5, 10, 20)
+    """further steps to evaluate at: a run moves fastest at its beginning"""
     eval_prompts: int = 512
-    """prompts for the win rate, the same number again held out, and pairs for the accuracy (paper: 2,048)"""
+    """prompts of a win rate, as many held-out ones, and pairs of the accuracy (paper: 2,048)"""
     kl_prompts: int = 256
-    """the first so many of those prompts serve for KL(policy || sft), one sample each (paper: 256)"""
+    """the first of those prompts, for the KL to SFT, one sample each (paper: 256)"""
     eval_batch_size: int = 256
     """sequences that an evaluation samples and scores at a time"""
     save_policies: bool = False
-    """keep the policy of every evaluation in policies/<step>/, not only the last one in policy/"""
+    """keep the policy of every evaluation in policies/STEP/, not only the last one in policy/"""
     save_pairs: bool = False
-    """keep every pair that was trained on, as ids in their order, in online_pairs/: a data set for the offline scripts"""
+    """keep every pair in online_pairs/, as ids and in order: data for an offline script"""
     wandb: bool = False
-    """log to Weights & Biases too (needs `pip install wandb`)"""
-
-
-def choose(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """(N, 1) tokens at temperature 1: the inverse of the cumulative distribution of (N, V) logits at (N, 1) uniforms."""
-    cdf = logits.float().softmax(-1).cumsum(-1)
-    token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
-    return token.clamp(max=cdf.shape[1] - 1)  # where rounding, or nan, leaves the uniform behind every token
+    """log to Weights & Biases too (pip install wandb)"""
 
 
 @torch.no_grad()
-def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, tokenizer) -> list[list[int]]:
-    """Sample one response to each prompt at temperature 1, from the whole vocabulary: the policy itself, nothing sharper.
+def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) -> list[list[int]]:
+    """One response to each prompt, at temperature 1 and from the whole vocabulary: the policy.
 
-    prompts: N lists of ids. uniforms: (N, T) in [0, 1), one for each token that may be sampled, so that a response does
-    not depend on its batch mates. Returns N lists of at most T ids; one that ended by itself has the end token as its last.
+    prompts: N lists of ids. uniforms: (N, T) numbers in [0, 1), one for each token, so that a
+    response does not depend on the others. Returns N lists of at most T ids; EOS is the last of
+    those that have it.
     """
-    row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    which = torch.tensor([row_of[tuple(prompt)] for prompt in prompts], device=model.device)  # (N,) of D distinct prompts
-    ids, mask = pad(list(row_of), tokenizer, model.device, "left")  # (D, P): a prompt is read once, though it is sampled twice
-    positions = (mask.cumsum(1) - 1).clamp(min=0)  # left padding does not count
-    uniforms, eos = uniforms.to(model.device), tokenizer.eos_token_id
-    out = model.base_model(ids, attention_mask=mask, position_ids=positions, use_cache=True)
-    token = choose(model.get_output_embeddings()(out.last_hidden_state[which, -1]), uniforms[:, :1])  # (N, 1), the first
-    cache, mask, positions = out.past_key_values, mask[which], positions[which, -1:]  # (N, P) and (N, 1) from here on
-
-    if decoder := decoder_for(model, choose, uniforms.shape, ids.shape[1], cache):  # on a GPU: no Python between tokens
-        tokens = decoder.write(cache, which, mask, uniforms, token, eos)
-    else:  # a plain loop
-        rows = torch.arange(len(which), device=model.device)  # those that go on
-        tokens = torch.full(uniforms.shape, -1, device=model.device)  # (N, T), -1 where none was sampled
-        tokens[:, :1] = token
-        cache.batch_select_indices(which)
-        for t in range(1, uniforms.shape[1]):
-            going = rows_left(model, (tokens[rows] != eos).all(1))
-            if not len(going):
-                break
-            if len(going) < len(rows):  # what has ended costs no more
-                rows, token, mask, positions = rows[going], token[going], mask[going], positions[going]
-                cache.batch_select_indices(going)
-            mask, positions = torch.cat([mask, mask[:, -1:]], 1), positions + 1
-            out = model(token, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-            token = choose(out.logits[:, -1], uniforms[rows, t, None])
-            tokens[rows, t] = token[:, 0]
+    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding does not count
+    uniforms = uniforms.to(model.device)
+    tokens = torch.full_like(uniforms, eos, dtype=torch.long)  # (N, T)
+    rows = torch.arange(len(prompts), device=model.device)  # those without EOS yet
+    cache = DynamicCache(config=model.config)
+    for t in range(uniforms.shape[1]):
+        read = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        logits = model(ids, **read, logits_to_keep=1).logits[:, -1]  # (n, V)
+        cdf = logits.float().softmax(1).cumsum(1)
+        chosen = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)
+        chosen = chosen.clamp(max=cdf.shape[1] - 1)  # (n, 1); rounding may leave the last behind
+        tokens[rows, t] = chosen[:, 0]
+        going = (chosen[:, 0] != eos).nonzero()[:, 0]
+        if len(going) == 0:
+            break
+        if len(going) < len(rows):  # a response that has ended costs no more
+            rows, chosen, mask, positions = (x[going] for x in (rows, chosen, mask, positions))
+            cache.batch_select_indices(going)
+        ids, positions = chosen, positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(ids)], 1)
     return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
 
 
-def response_states(model, batch: Batch) -> torch.Tensor:
-    """(M, H) what the model knows before each of the batch's M response tokens, row after row.
+def response_logprobs(model, ids: torch.Tensor, width: int) -> torch.Tensor:
+    """(N, W, V) log-probabilities of every possible token at the last W columns of (N, L) ids.
 
-    The padding is on the right, where causal attention never looks: no mask is needed, and attention stays fused.
+    Padding is on the right, where causal attention never looks: it needs no mask.
     """
-    return model.base_model(batch.ids, use_cache=False).last_hidden_state[:, :-1][batch.mask[:, 1:]]
+    logits = model(ids, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(2)
 
 
-def log_softmax(model, states: torch.Tensor) -> torch.Tensor:
-    """(M, V) log-probabilities of every possible token, in fp32 or finer."""
-    logits = model.get_output_embeddings()(states)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+def sequence_logprob(model, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(N,) log pi(y | x): the sum over the response's tokens, EOS included where it was written."""
+    logprobs = response_logprobs(model, ids, mask.shape[1])
+    tokens = ids[:, -mask.shape[1] :, None]  # (N, W, 1)
+    return (logprobs.gather(2, tokens).squeeze(2) * mask).sum(1)
 
 
-def sum_by_row(batch: Batch, values: torch.Tensor) -> torch.Tensor:
-    """(N,) the sum of each row's part of M values, one for each response token."""
-    mask = batch.mask[:, 1:]
-    return torch.zeros_like(mask, dtype=values.dtype).masked_scatter(mask, values).sum(1)
+def preference_loss(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta: float
+):
+    """(B,) Best-of-2: -log pi(chosen): fine-tuning on the better response alone.
 
-
-def sequence_logprob(model, batch: Batch) -> torch.Tensor:
-    """(N,) log pi(y | x): the sum over the response's tokens, the end token included where it was generated.
-
-    A vocabulary is wide: logits exist for `CHUNK` tokens at a time; those of more are computed again in the backward pass.
-    """
-
-    def logprob(states, tokens):
-        return log_softmax(model, states).gather(-1, tokens[:, None]).squeeze(-1)
-
-    chunks = list(zip(response_states(model, batch).split(CHUNK), batch.ids[:, 1:][batch.mask[:, 1:]].split(CHUNK)))
-    parts = [checkpoint(logprob, *c, use_reentrant=False) if chunks[1:] else logprob(*c) for c in chunks]
-    return sum_by_row(batch, torch.cat(parts))
-
-
-def preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta: float) -> torch.Tensor:
-    """(B,) Best-of-2: -log pi(chosen), fine-tuning on the better response alone; h is logged all the same.
-
-    All arguments but beta: (B,) sequence log-probabilities. Tang et al. 2024 (arXiv 2405.08448), Eq. 3, where the minus sign
-    is missing; the text around it says what is meant.
+    The first four: (B,) sequence log-probabilities. Tang et al. 2024 (arXiv 2405.08448), Eq. 3,
+    where the minus sign is missing; the text around it says what is meant.
     """
     return -policy_chosen
 
 
 @torch.no_grad()
-def kl_to_sft(policy, sft, batch: Batch) -> torch.Tensor:
-    """(N,) KL(policy || sft) along each response: exact over the vocabulary at every prefix, summed over its tokens.
+def kl_to_sft(policy, sft, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(N,) KL(policy || SFT) in nats: exact over the vocabulary at each prefix, summed over tokens.
 
-    Averaged over responses that the policy sampled, this is the unbiased estimator of Tang et al. 2024, Appendix D.
+    Its mean over responses that the policy sampled is an unbiased estimate of the KL of whole
+    responses (Tang et al. 2024, Appendix D).
     """
-    terms = []
-    for states in zip(response_states(policy, batch).split(CHUNK), response_states(sft, batch).split(CHUNK)):
-        log_p, log_q = log_softmax(policy, states[0]), log_softmax(sft, states[1])
-        # the last two sum to 0 and keep rounding from making a term negative
-        terms.append((log_p.exp() * (log_p - log_q) - log_p.exp() + log_q.exp()).sum(-1))
-    return sum_by_row(batch, torch.cat(terms))
+    log_p = response_logprobs(policy, ids, mask.shape[1])
+    log_q = response_logprobs(sft, ids, mask.shape[1])
+    # p - q sums to 0; without it rounding could make a term negative
+    terms = log_p.exp() * (log_p - log_q) - (log_p.exp() - log_q.exp())
+    return (terms.sum(2) * mask).sum(1)
 
 
 @torch.no_grad()
-def pair_logprobs(model, pairs: list[dict], tokenizer, width: int) -> torch.Tensor:
-    """(N, 2) log pi(chosen | x) and log pi(rejected | x) of N pairs, `width` sequences at a time."""
-    own, logprobs = share(len(pairs)), []
-    for i in range(0, len(own), -(-width // 2)):
-        part = [pairs[j] for j in own[i : i + -(-width // 2)]]
-        both = [p["prompt"] for p in part] * 2, [p["chosen"] for p in part] + [p["rejected"] for p in part]
-        logprobs += sequence_logprob(model, collate(*both, tokenizer, model.device)).view(2, -1).T.tolist()
-    return torch.tensor(gather(logprobs, len(pairs)), dtype=torch.float64)
+def sample_all(model, prompts: list, random: torch.Generator, eos: int, args: Args) -> list:
+    """One response to each of any number of prompts; `random` draws the uniforms."""
+    uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=random)
+
+    def respond(rows):
+        return sample(model, [prompts[i] for i in rows], uniforms[rows], eos)
+
+    return in_shares(len(prompts), args.eval_batch_size, respond)
 
 
 @torch.no_grad()
-def evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step: int, args: Args) -> tuple[dict, list[dict]]:
-    """One row of evals.jsonl, and the responses behind it, for the policy as it is after `step` updates."""
-    prompts, width = evaluation.prompts, args.eval_batch_size
-    random = generator(args.seed, step, "evaluate")
-    responses = sample_in_parts(sample, policy, prompts, args.max_response_tokens, random, tokenizer, width)
+def pair_logprobs(model, pairs: list[dict], args: Args) -> torch.Tensor:
+    """(P, 2) log-probabilities of the chosen and the rejected response of each pair."""
 
-    kls, count = [], min(args.kl_prompts, evaluation.train_count)
-    own = share(count)
-    for part in (own[i : i + width] for i in range(0, len(own), width)):
-        batch = collate([prompts[i] for i in part], [responses[i] for i in part], tokenizer, args.device)
-        kls += kl_to_sft(policy, reference, batch).tolist()
-    kl, kl_stderr = mean_stderr(torch.tensor(gather(kls, count)), evaluation.texts[:count])
-    if not math.isfinite(kl):  # no checkpoint follows: the last one is good
-        fail(f"step {step}: KL to the reference is {kl}; lower --learning-rate, or clip with --max-grad-norm 1")
-    row, verdicts = {"step": step, "kl": kl, "kl_stderr": kl_stderr, "baseline": evaluation.baseline}, {}
-    for name, preference_model in (("win_rate", golden), ("proxy_win_rate", proxy)):
-        row |= {key: None for key in (name, f"{name}_stderr", f"{name}_heldout", f"{name}_heldout_stderr")}
-        if preference_model is not None:
-            own = share(len(prompts))
-            texts = ([each[i] for i in own] for each in (prompts, responses, evaluation.baseline_responses))
-            verdicts[name] = torch.tensor(gather(margin(preference_model, *texts, store_second=True).tolist(), len(prompts)))
-            for key, part in ((name, slice(evaluation.train_count)), (f"{name}_heldout", slice(evaluation.train_count, None))):
-                if prompts[part]:
-                    row[key], row[f"{key}_stderr"] = mean_stderr(wins(verdicts[name][part]), evaluation.texts[part])
+    def both(rows):
+        part = [pairs[i] for i in rows]
+        responses = [pair["chosen"] for pair in part] + [pair["rejected"] for pair in part]
+        batch = collate([pair["prompt"] for pair in part] * 2, responses, model.device)
+        return sequence_logprob(model, *batch).view(2, -1).T.tolist()
 
-    row |= {"accuracy": None, "chosen_logratio": None, "rejected_logratio": None}
-    if evaluation.pairs:
-        ratios = pair_logprobs(policy, evaluation.pairs, tokenizer, width) - evaluation.reference_logprobs
-        row["accuracy"] = wins(ratios[:, 0] - ratios[:, 1]).mean().item()
-        row["chosen_logratio"], row["rejected_logratio"] = ratios.mean(0).tolist()
+    logprobs = in_shares(len(pairs), -(-args.eval_batch_size // 2), both)
+    return torch.tensor(logprobs, dtype=torch.float64).view(-1, 2)
 
-    words, finished = decode(tokenizer, prompts, responses)
-    row["response_length"] = sum(map(len, responses)) / len(responses)
-    row["finished"] = sum(finished) / len(responses)
-    row["samples"] = [prompt + response for prompt, response in zip(evaluation.texts[:3], words)]
-    splits = ["train"] * evaluation.train_count + ["test"] * (len(prompts) - evaluation.train_count)
-    columns = {"split": splits, "prompt": evaluation.texts, "response": words, "finished": finished}
-    columns |= {f"{name}_margin": values.tolist() for name, values in verdicts.items()}
-    return row, [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+@torch.no_grad()
+def evaluate(policy, reference, tokenizer, evaluation, step: int, args: Args):
+    """(a row of evals.jsonl, the row of each prompt behind it) for the policy after `step` updates.
+
+    The KL to SFT and the win rates against the baseline policy are those of fresh samples.
+    """
+    prompts, random = evaluation.prompts, generator(args.seed, step, "evaluate")
+    responses = sample_all(policy, prompts, random, tokenizer.eos_token_id, args)
+
+    def kls(rows):
+        asked, answered = [prompts[i] for i in rows], [responses[i] for i in rows]
+        return kl_to_sft(policy, reference, *collate(asked, answered, policy.device)).tolist()
+
+    kl = in_shares(min(args.kl_prompts, evaluation.train_count), args.eval_batch_size, kls)
+    logratios = pair_logprobs(policy, evaluation.pairs, args) - evaluation.reference_logprobs
+    return summarize(evaluation, tokenizer, step, responses, kl, logratios, args.eval_batch_size)
+
+
+def save_policy(folder: Path, model, tokenizer) -> None:
+    """A folder that transformers loads. It has its name only when it is whole."""
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def main(args: Args) -> None:
-    args.device = pick_device(args.device)
-    check_args(args)
-    out = choose_folder(args, Path(__file__).stem)
-
-    limits = args.max_prompt_tokens, args.max_response_tokens
-    policy, tokenizer = load_policy(args.model, args.device, sum(limits))
-    reference, _ = load_policy(args.model, args.device, sum(limits))
-    reference.requires_grad_(False)
-    if args.compile:
-        policy.compile(dynamic=False)  # what policy(...) does, which is a decoding step; all else goes through base_model
-    golden = load_preference_model(args.golden, tokenizer, args.device, *limits)
-    proxy = golden if args.proxy == args.golden else load_preference_model(args.proxy, tokenizer, args.device, *limits)
+    # ---- arguments, models, data
+    script = Path(__file__).stem
+    check_args(args, script, required=("model", "dataset", "proxy"))
+    out, limits = Path(args.out), (args.max_prompt_tokens, args.max_response_tokens)
+    trackers = ["tensorboard", "wandb"] if args.wandb else ["tensorboard"]
+    precision = args.mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=out)
+    policy, tokenizer = load_policy(args.model, sum(limits))
+    reference = copy.deepcopy(policy).requires_grad_(False).to(accelerator.device)
+    eos = tokenizer.eos_token_id
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
-    evaluation = load_evaluation(args, tokenizer, pairs)
-    evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, tokenizer, args.eval_batch_size)
-    if evaluation.baseline == "sft" and (golden or proxy):
-        asked = policy, evaluation.prompts, args.max_response_tokens, generator(args.seed, 0, "opponent"), tokenizer
-        evaluation.baseline_responses = sample_in_parts(sample, *asked, args.eval_batch_size)  # the policy is still SFT
-    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
-    optimizer = torch.optim.AdamW(parameter_groups(policy), lr=args.learning_rate, weight_decay=0.0, fused=True)
-    autocast = torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16")
+    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed)
 
-    begin_run(args, out, Path(__file__).stem)
-    done = load_checkpoint(out, policy, optimizer)  # steps done before, 0 in a new run
-    log = open_log(args, out, done)
+    def respond(prompts):  # in the place of a baseline policy
+        return sample_all(reference, prompts, generator(args.seed, "baseline"), eos, args)
 
-    def evaluate_and_save(step):
-        row, responses = evaluate(policy, reference, evaluation, golden, proxy, tokenizer, step, args)
-        log("evals", row)
-        tqdm.write(summary(row))
-        save_responses(out, step, responses)
-        if args.save_policies:
-            save_policy(out / "policies" / str(step), policy, tokenizer)
-        return {"kl": row["kl"], "win": row["win_rate"]}
+    evaluation = load_evaluation(args, tokenizer, pairs, respond, accelerator.device)
+    evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, args)
 
-    shown = {} if done else evaluate_and_save(0)
-    bar = tqdm(order[done:], desc=Path(__file__).stem, unit="step", initial=done, total=args.steps, disable=rank() > 0)
-    ahead = []  # the batches that were sampled and not yet trained on: prompts, first and second responses
-    for step, indices in enumerate(bar, start=done):
-        # ---- a batch of pairs: sample two responses to each prompt from the policy as it is now, and ask the proxy
-        clock = [time.perf_counter()]
-        if not ahead:
+    # ---- begin, or continue from the last checkpoint
+    if args.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    weights, rate = policy.parameters(), args.learning_rate
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=True)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    model = accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # samples and evaluates
+    last, run_id = begin_run(args, script, pairs)
+    if last:
+        accelerator.load_state(out / "checkpoint" / str(last))
+    wandb = {"id": run_id, "name": args.out, "resume": "allow", "config": vars(args)}
+    options = {"tensorboard": {"purge_step": last}, "wandb": wandb}
+    accelerator.init_trackers("tandem", init_kwargs=options)
+
+    @accelerator.on_main_process
+    def log(name: str, rows: list[dict], mode: str = "a") -> None:
+        path = out / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        with open(path, mode) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    share = args.batch_size // accelerator.num_processes
+    mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
+    bar = tqdm(range(last, args.steps + 1), script, disable=not accelerator.is_main_process)
+    for step in bar:
+        # ---- evaluate the policy as it is after `step` updates, and keep what a run continues from
+        if step % args.eval_every == 0 or step in args.eval_at or step == args.steps:
+            row, answers = evaluate(model, reference, tokenizer, evaluation, step, args)
+            if not math.isfinite(row["kl"]):
+                fail(f"step {step}: the KL to SFT is {row['kl']}; lower --learning-rate")
+            log(f"responses/{step}", answers, "w")
+            log("evals", [row])
+            accelerator.log({f"evals/{name}": value for name, value in row.items()}, step)
+            bar.write(summary(row))
+            if args.save_policies and accelerator.is_main_process:
+                save_policy(out / "policies" / str(step), model, tokenizer)
+            if step > last and step % args.sync_every == 0:
+                folder = out / "checkpoint" / str(step)
+                accelerator.save_state(f"{folder}.partial")
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:
+                    Path(f"{folder}.partial").rename(folder)
+                    shutil.rmtree(folder.with_name(str(last)), ignore_errors=True)
+                last = step
+        if step == args.steps:
+            break
+        began = time.perf_counter()
+
+        # ---- a batch of pairs: sample two responses to each prompt, and ask the proxy
+        if step % args.sync_every == 0:
+            samples = []  # of each step until the next synchronisation
             for t in range(step, min(step + args.sync_every, args.steps)):
-                own = share(len(order[t]))
-                prompts = [pairs[order[t][i]]["prompt"] for i in own]
-                uniforms = torch.rand(2, len(order[t]), args.max_response_tokens, generator=generator(args.seed, t, "sample"))
-                with autocast:
-                    responses = sample(policy, prompts * 2, uniforms[:, own].flatten(0, 1), tokenizer)
-                ahead.append((prompts, responses[: len(prompts)], responses[len(prompts) :]))
-        prompts, first, second = ahead.pop(0)
-        clock.append(time.perf_counter())
-        margins = margin(proxy, prompts, first, second).tolist()
-        chosen = [y1 if m >= 0 else y2 for y1, y2, m in zip(first, second, margins)]
-        rejected = [y2 if m >= 0 else y1 for y1, y2, m in zip(first, second, margins)]
-        clock.append(time.perf_counter())
+                prompts = [pairs[i]["prompt"] for i in order[t][mine]]
+                random = generator(args.seed, t, "sample")
+                uniforms = torch.rand(2, args.batch_size, limits[1], generator=random)[:, mine]
+                with accelerator.autocast():
+                    samples.append(sample(model, prompts * 2, uniforms.flatten(0, 1), eos))
+        prompts = [pairs[i]["prompt"] for i in order[step][mine]]
+        responses = samples[step % args.sync_every]
+        first, second = responses[:share], responses[share:]
+        margins = margin(evaluation.proxy, prompts, first, second).tolist()
+        labelled = [(a, b) if m >= 0 else (b, a) for a, b, m in zip(first, second, margins)]
+        chosen, rejected = zip(*labelled)
         if args.save_pairs:
-            save_pairs(out, gather(list(zip(prompts, chosen, rejected, margins)), len(indices)))
+            columns = {"step": [step] * share, "prompt_ids": prompts, "chosen_ids": chosen}
+            columns |= {"rejected_ids": rejected, "margin": [abs(m) for m in margins]}
+            rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+            log("online_pairs/train", gather_object(rows))
 
-        # ---- the gradient, a part of the batch at a time
+        # ---- the gradient, a micro-batch at a time, pairs of like length together
+        policy.train()
+        lengths = [len(x) + max(len(y), len(z)) for x, y, z in zip(prompts, chosen, rejected)]
+        by_length = sorted(range(share), key=lengths.__getitem__)
         results = []
-        for part in by_length(prompts, chosen, rejected, args.gradient_accumulation_steps):
-            both = [prompts[i] for i in part] * 2, [chosen[i] for i in part] + [rejected[i] for i in part]
-            batch = collate(*both, tokenizer, args.device)
-            # log-probabilities of both responses, by the policy and by the frozen reference, from the same tensors
-            with autocast:
-                with recomputing(policy, args.gradient_checkpointing):
-                    policy_chosen, policy_rejected = sequence_logprob(policy, batch).chunk(2)
+        for i in range(0, share, args.micro_batch_size):
+            part = by_length[i : i + args.micro_batch_size]
+            both = [chosen[j] for j in part] + [rejected[j] for j in part]
+            batch = collate([prompts[j] for j in part] * 2, both, accelerator.device)
+            with accelerator.autocast():
+                policy_logprobs = sequence_logprob(policy, *batch).chunk(2)  # chosen, rejected
                 with torch.no_grad():
-                    reference_chosen, reference_rejected = sequence_logprob(reference, batch).chunk(2)
-            logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
+                    reference_logprobs = sequence_logprob(reference, *batch).chunk(2)
+            logprobs = *policy_logprobs, *reference_logprobs
             losses = preference_loss(*logprobs, args.beta)
-            (losses.sum() / len(indices)).backward()
-            results.append(torch.stack([losses, *logprobs]).detach())  # (5, b) of the part's b pairs
-        sum_gradients(policy)  # of all processes, where there are several
-        # (B,) each, in the order of the parts and not of the rows: only means are taken from them
-        losses, *logprobs = torch.stack(gather(list(torch.cat(results, 1).T.cpu()), len(indices)), 1)
-        policy_chosen, policy_rejected, reference_chosen, reference_rejected = logprobs
-        loss = losses.mean()
+            accelerator.backward(losses.sum() / share)  # processes take the mean of their gradients
+            results.append(torch.stack([losses, *logprobs], 1).detach())  # (b, 5)
+        policy.eval()
+        max_norm = args.max_grad_norm or math.inf
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_norm).item()
 
-        # ---- one step of AdamW
-        grad_norm = clip_gradients(policy, args.max_grad_norm or float("inf"))
-        if not (loss.isfinite() and grad_norm.isfinite()):
-            where = f"step {step}, rows {[pairs[i]['row'] for i in indices]} of the data"
-            what = f"the loss is {loss.item()}, its gradient's norm {grad_norm.item()}"
-            fail(f"{where}: {what}; lower --learning-rate, or clip with --max-grad-norm 1")
-        optimizer.step()
-        optimizer.zero_grad()  # now, so that sampling and evaluating have its memory
-
-        # ---- what happened; step 0 is the first batch, before any update
+        # ---- what happened, from all processes: the policy before the update
+        results = accelerator.gather(torch.cat(results)).cpu().double()  # (B, 5)
+        losses, policy_chosen, policy_rejected, reference_chosen, reference_rejected = results.T
         rewards_chosen = args.beta * (policy_chosen - reference_chosen)
         rewards_rejected = args.beta * (policy_rejected - reference_rejected)
+        rewards = rewards_chosen - rewards_rejected
+        ties = gather_object([m == 0 for m in margins])
         metrics = {
             "step": step,
-            "loss": loss.item(),
+            "loss": losses.mean().item(),
             "rewards/chosen": rewards_chosen.mean().item(),
             "rewards/rejected": rewards_rejected.mean().item(),
-            "rewards/margins": (rewards_chosen - rewards_rejected).mean().item(),
-            "rewards/accuracies": wins(rewards_chosen - rewards_rejected).mean().item(),
+            "rewards/margins": rewards.mean().item(),
+            "rewards/accuracies": ((rewards > 0).double() + 0.5 * (rewards == 0)).mean().item(),
             "logps/chosen": policy_chosen.mean().item(),
             "logps/rejected": policy_rejected.mean().item(),
-            "ties": sum(m == 0 for m in gather(margins, len(indices))) / len(indices),
+            "ties": sum(ties) / len(ties),
             "learning_rate": args.learning_rate,
-            "grad_norm": grad_norm.item(),
+            "grad_norm": grad_norm,
         }
-        clock.append(time.perf_counter())
-        log("metrics", metrics)
-        names = ("time/sample", "time/label", "time/train")
-        seconds = {name: end - begin for name, begin, end in zip(names, clock, clock[1:])}
-        tokens = sum(gather(list(map(len, chosen + rejected)), 2 * len(indices)))
-        speed = {"tokens_per_second": tokens / (clock[-1] - clock[0])}
-        memory = torch.cuda.max_memory_allocated(args.device) if "cuda" in args.device else None
-        log("timings", {"step": step, **seconds, **speed, "peak_memory_bytes": memory})
-        if (step + 1) % args.eval_every == 0 or step + 1 == args.steps:
-            shown = evaluate_and_save(step + 1)
-            if not ahead:  # what was sampled ahead is not kept: a run goes on from where it samples again
-                save_checkpoint(out, step + 1, policy, optimizer)
-        bar.set_postfix({"loss": metrics["loss"], **shown}, refresh=False)
+        if not math.isfinite(metrics["loss"] + grad_norm):
+            told = f"the loss is {metrics['loss']}, the gradient's norm {grad_norm}"
+            fail(f"step {step}: {told}; lower --learning-rate, or --max-grad-norm 1")
+        optimizer.step()
+        optimizer.zero_grad()
+        log("metrics", [metrics])
+        accelerator.log({f"metrics/{name}": value for name, value in metrics.items()}, step)
+        cost = {"seconds": time.perf_counter() - began}
+        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()  # 0 on a CPU
+        log("timings", [{"step": step, **cost}])
+        bar.set_postfix(loss=metrics["loss"], kl=row["kl"], refresh=False)
 
-    finish_run(out, policy, tokenizer, log)
+    # ---- policy/ says that the run is finished
+    if accelerator.is_main_process:
+        save_policy(out / "policy", model, tokenizer)
+        shutil.rmtree(out / "checkpoint", ignore_errors=True)
+        print(f"wrote {out}")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

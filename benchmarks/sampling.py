@@ -51,7 +51,13 @@ class Args:
     """of the weights; a further side has fp32 weights under autocast to bf16"""
     rounds: int = 5
     """calls of each side, after its first"""
-    sides: tuple[str, ...] = ("ours", "ours, autocast", "ours, --compile", "generate, dynamic", "generate, static")
+    sides: tuple[str, ...] = (
+        "ours",
+        "ours, autocast",
+        "ours, --compile",
+        "generate, dynamic",
+        "generate, static",
+    )
     """what is measured"""
     device: str = "auto"
     """cpu, cuda ... (auto: cuda where there is one)"""
@@ -94,12 +100,30 @@ def main(args: Args) -> None:
     ids, mask = pad(prompts, tokenizer, device, "left")
 
     def ours(model):
-        return sum(map(len, sample(fuse(model), prompts, torch.rand(len(prompts), args.response_tokens), tokenizer)))
+        return sum(
+            map(
+                len,
+                sample(
+                    fuse(model), prompts, torch.rand(len(prompts), args.response_tokens), tokenizer
+                ),
+            )
+        )
 
     def generate(cache):
         AttentionInterface.register("sdpa", sdpa_attention_forward)  # transformers' own
-        options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "eos_token_id": None, "pad_token_id": 0}
-        options |= {"max_new_tokens": args.response_tokens, "cache_implementation": cache, "attention_mask": mask}
+        options = {
+            "do_sample": True,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        }
+        options |= {
+            "max_new_tokens": args.response_tokens,
+            "cache_implementation": cache,
+            "attention_mask": mask,
+        }
         return (theirs.generate(ids, **options).shape[1] - ids.shape[1]) * len(ids)
 
     def autocast():
@@ -133,26 +157,57 @@ def main(args: Args) -> None:
             first.setdefault(name, seconds)
 
     config = model.config
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads) * 2 * config.num_hidden_layers
+    heads = (
+        getattr(config, "num_key_value_heads", config.num_attention_heads)
+        * 2
+        * config.num_hidden_layers
+    )
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     size = 2 if args.dtype == "bf16" else 4
     cached = sum(map(len, prompts)) + len(prompts) * args.response_tokens / 2  # tokens, halfway
     read = size * (sum(p.numel() for p in model.parameters()) + cached * heads * width)
     floor = len(prompts) * bandwidth(device) / read
-    results, speeds = failed, {name: values for name, values in speeds.items() if name not in failed}
+    results, speeds = (
+        failed,
+        {name: values for name, values in speeds.items() if name not in failed},
+    )
     for name, values in speeds.items():
         median = statistics.median(values)
-        results[name] = {"tokens_per_second": values, "median": median, "share_of_floor": median / floor, "first": first[name]}
+        results[name] = {
+            "tokens_per_second": values,
+            "median": median,
+            "share_of_floor": median / floor,
+            "first": first[name],
+        }
         ratios = [
-            f"{median / statistics.median(speeds[o]):.2f} x {o}" for o in speeds if o.startswith("generate") and o != name
+            f"{median / statistics.median(speeds[o]):.2f} x {o}"
+            for o in speeds
+            if o.startswith("generate") and o != name
         ]
         spread = f"{median:,.0f} tokens/s ({min(values):,.0f} to {max(values):,.0f}), {median / floor:.1%} of the floor"
-        print(f"{name}: {spread}, first call {first[name]:.1f} s" + (f"; {', '.join(ratios)}" if "ours" in name else ""))
+        print(
+            f"{name}: {spread}, first call {first[name]:.1f} s"
+            + (f"; {', '.join(ratios)}" if "ours" in name else "")
+        )
     print(f"floor: {floor:,.0f} tokens/s")
-    machine = torch.cuda.get_device_name() if device != "cpu" else f"{platform.processor() or platform.machine()}, CPU"
+    machine = (
+        torch.cuda.get_device_name()
+        if device != "cpu"
+        else f"{platform.processor() or platform.machine()}, CPU"
+    )
     machine = {"machine": machine, "threads": torch.get_num_threads()}
     versions = {name: version(name) for name in ("torch", "transformers")}
-    print(json.dumps({"results": results, "floor": floor, **machine, "versions": versions, "arguments": asdict(args)}))
+    print(
+        json.dumps(
+            {
+                "results": results,
+                "floor": floor,
+                **machine,
+                "versions": versions,
+                "arguments": asdict(args),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

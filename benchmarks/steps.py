@@ -75,15 +75,28 @@ class Args:
     """bf16 is autocast over fp32 weights on both sides"""
 
 
-SHARED = ("steps", "batch_size", "learning_rate", "beta", "max_prompt_tokens", "max_response_tokens", "device", "precision")
+SHARED = (
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "beta",
+    "max_prompt_tokens",
+    "max_response_tokens",
+    "device",
+    "precision",
+)
 
 
 def run(command: list[str], threads: int) -> tuple[str, int]:
     """What a command prints, and the most memory that it occupied, in bytes; CalledProcessError where it fails."""
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    env |= {"TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}  # ours goes without cuDNN's attention, so TRL's does too
+    env |= {
+        "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"
+    }  # ours goes without cuDNN's attention, so TRL's does too
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen([sys.executable, *map(str, command)], env=env, stdout=out, stderr=errors)
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)], env=env, stdout=out, stderr=errors
+        )
         _, status, usage = os.wait4(process.pid, 0)
         if code := os.waitstatus_to_exitcode(status):
             errors.seek(0)
@@ -98,15 +111,26 @@ def ours(args: Args, setup: str, side: str, folder: str) -> dict:
     flags |= {"model": f"{setup}/sft", "dataset": f"{setup}/d_golden"}
     flags |= {"proxy": f"{setup}/proxy"} if side == "online" else {}
     flags |= {"out": folder, "eval_every": args.steps, "eval_prompts": 8, "kl_prompts": 8}
-    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = [
+        word
+        for name, value in flags.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     words += ["--compile"] if args.compile and side == "online" else []
     _, occupied = run([HERE.parent / f"ipo_{side}.py", *words], args.threads)
     rows = [json.loads(line) for line in open(Path(folder, "timings.jsonl"))]
     parts = {part: [row[f"time/{part}"] for row in rows] for part in ("sample", "label", "train")}
     seconds = [sampled + trained for sampled, trained in zip(parts["sample"], parts["train"])]
-    written = [row["tokens_per_second"] * sum(each) for row, each in zip(rows, zip(*parts.values()))]
+    written = [
+        row["tokens_per_second"] * sum(each) for row, each in zip(rows, zip(*parts.values()))
+    ]
     tokens = [count / 2 / args.batch_size for count in written]
-    return {"seconds": seconds, "tokens": tokens, "memory": rows[-1]["peak_memory_bytes"] or occupied, "parts": parts}
+    return {
+        "seconds": seconds,
+        "tokens": tokens,
+        "memory": rows[-1]["peak_memory_bytes"] or occupied,
+        "parts": parts,
+    }
 
 
 def trl(args: Args, setup: str, side: str, folder: str) -> dict:
@@ -116,7 +140,10 @@ def trl(args: Args, setup: str, side: str, folder: str) -> dict:
     told |= {"side": side, "model": f"{setup}/sft", "rows": str(rows), "out": folder}
     pairs = load_rows(f"{setup}/d_golden")[: args.batch_size * args.steps]
     rows.write_text(
-        "".join(json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n" for row in pairs)
+        "".join(
+            json.dumps({name: row[name] for name in ("prompt", "chosen", "rejected")}) + "\n"
+            for row in pairs
+        )
     )
     printed, occupied = run([HERE / "trl_steps.py", json.dumps(told)], args.threads)
     measured = json.loads(printed.splitlines()[-1])
@@ -127,7 +154,10 @@ def compare(args: Args, setup: str) -> dict:
     """What main prints and returns, of the models and pairs in `setup`."""
     results = {}
     for side in args.sides:
-        sides = {name: {"seconds": [], "tokens": [], "memory": []} for name in (("ours", "trl") if args.trl else ("ours",))}
+        sides = {
+            name: {"seconds": [], "tokens": [], "memory": []}
+            for name in (("ours", "trl") if args.trl else ("ours",))
+        }
         sides["ours"]["parts"] = {"sample": [], "label": [], "train": []}
         for _ in range(args.rounds):
             for name, found in sides.items():
@@ -138,7 +168,9 @@ def compare(args: Args, setup: str) -> dict:
                     with tempfile.TemporaryDirectory() as folder:
                         measured = function(args, setup, side, f"{folder}/run")
                 except subprocess.CalledProcessError as error:
-                    found["failed"] = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1][:200]
+                    found["failed"] = (
+                        error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
+                    )[-1][:200]
                     continue
                 found["seconds"].append(statistics.median(measured["seconds"][args.skip :]))
                 found["tokens"] += measured["tokens"][args.skip :]
@@ -152,11 +184,20 @@ def compare(args: Args, setup: str) -> dict:
                 continue
             seconds, gigabytes = found["seconds"], statistics.median(found["memory"]) / 2**30
             spread = f"{statistics.median(seconds):.4f} s ({min(seconds):.4f} to {max(seconds):.4f}), {gigabytes:.2f} GiB"
-            length = f", {statistics.mean(found['tokens']):.1f} tokens a response" if found["tokens"] else ""
-            parts = "".join(f", {part} {statistics.median(each):.4f}" for part, each in found.get("parts", {}).items())
+            length = (
+                f", {statistics.mean(found['tokens']):.1f} tokens a response"
+                if found["tokens"]
+                else ""
+            )
+            parts = "".join(
+                f", {part} {statistics.median(each):.4f}"
+                for part, each in found.get("parts", {}).items()
+            )
             print(f"{side}, {name}: {spread}{length}{parts}", flush=True)
         if args.trl and not any("failed" in found for found in sides.values()):
-            ratios = [theirs / own for own, theirs in zip(*(found["seconds"] for found in sides.values()))]
+            ratios = [
+                theirs / own for own, theirs in zip(*(found["seconds"] for found in sides.values()))
+            ]
             sides["ratio"] = statistics.median(ratios)
             print(f"{side}: {sides['ratio']:.2f} times faster", flush=True)
     return results
@@ -169,13 +210,34 @@ def main(args: Args) -> None:
         setup = args.setup
         if args.shape:
             setup = folder
-            make_setup(setup, args.shape, args.batch_size * args.steps, args.max_prompt_tokens, args.max_response_tokens)
+            make_setup(
+                setup,
+                args.shape,
+                args.batch_size * args.steps,
+                args.max_prompt_tokens,
+                args.max_response_tokens,
+            )
         elif not Path(setup, "d_golden").is_dir():
             fail(f"--setup {setup}: no such setup; python -m prepare --out {setup} makes it")
         results = compare(args, setup)
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()}, CPU"
-    versions = {name: version(name) for name in ("torch", "transformers", *(["trl"] if args.trl else []))}
-    print(json.dumps({"results": results, "machine": machine, "versions": versions, "arguments": asdict(args)}))
+    machine = (
+        torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"{platform.processor() or platform.machine()}, CPU"
+    )
+    versions = {
+        name: version(name) for name in ("torch", "transformers", *(["trl"] if args.trl else []))
+    }
+    print(
+        json.dumps(
+            {
+                "results": results,
+                "machine": machine,
+                "versions": versions,
+                "arguments": asdict(args),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

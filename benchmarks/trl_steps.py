@@ -39,7 +39,9 @@ def synchronize():
 def main(told: dict) -> None:
     tokenizer = AutoTokenizer.from_pretrained(told["model"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model, reference = (AutoModelForCausalLM.from_pretrained(told["model"], dtype=torch.float32) for _ in range(2))
+    model, reference = (
+        AutoModelForCausalLM.from_pretrained(told["model"], dtype=torch.float32) for _ in range(2)
+    )
     rows = Dataset.from_list([json.loads(line) for line in open(told["rows"])])
     clock, online, eos, tokens = Clock(), told["side"] == "online", tokenizer.eos_token_id, []
 
@@ -72,7 +74,15 @@ def main(told: dict) -> None:
     )
     reward = {"reward_funcs": free_reward} if online else {}
     rows = rows.select_columns(["prompt"] if online else ["prompt", "chosen", "rejected"])
-    trainer(model, reference, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[clock], **reward).train()
+    trainer(
+        model,
+        reference,
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[clock],
+        **reward,
+    ).train()
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     print(json.dumps({"seconds": clock.seconds, "tokens": tokens, "memory": memory}))
 

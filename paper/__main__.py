@@ -18,4 +18,7 @@ if __name__ == "__main__":
         fail(f"{name}: no such command; python -m paper frontier RUN... is the one")
     else:
         program = "python -m paper frontier"
-        run_command(frontier.main, tyro.cli(frontier.Args, prog=program, description=frontier.__doc__, args=words))
+        run_command(
+            frontier.main,
+            tyro.cli(frontier.Args, prog=program, description=frontier.__doc__, args=words),
+        )

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from common import arguments_of, fail, mean_stderr, wins
+from common import fail, mean_stderr, wins
 from prepare.reviews import all_prompts, ground_truth_score
 
 matplotlib.use("agg")
@@ -19,7 +19,16 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 COLORS = {"online": "#c2410c", "offline": "#1d4ed8", "hybrid": "#15803d"}
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2"}
 MARKERS = {"ipo": "o", "dpo": "s", "slic": "^", "bo2": "D"}
-OTHERS = ["#7e22ce", "#0f766e", "#be185d", "#854d0e", "#57606a", "#b91c1c", "#0e7490", "#3f6212"]  # further runs of a kind
+OTHERS = [
+    "#7e22ce",
+    "#0f766e",
+    "#be185d",
+    "#854d0e",
+    "#57606a",
+    "#b91c1c",
+    "#0e7490",
+    "#3f6212",
+]  # further runs of a kind
 
 
 @dataclass
@@ -43,21 +52,27 @@ def json_rows(path: Path) -> list[dict]:
 
 def load_run(folder: str) -> tuple[dict, list[dict]]:
     """(args.json, the rows of evals.jsonl) of a run."""
-    args = arguments_of(Path(folder)) or fail(f"{folder}: not the folder of a run: it has no args.json")
     try:
+        args = json.loads(Path(folder, "args.json").read_text())
         evals = json_rows(Path(folder, "evals.jsonl"))
     except (OSError, ValueError) as error:
         fail(f"{folder}: not the folder of a run ({error})")
     if not evals or evals[0]["win_rate"] is None:
         fail(f"{folder}: has no win rate to draw; a run needs a golden preference model (--golden)")
     if not any(row["kl"] > 0 for row in evals):
-        fail(f"{folder}: has not moved from SFT yet; there is something to draw after its first steps")
+        fail(
+            f"{folder}: has not moved from SFT yet; there is something to draw after its first steps"
+        )
     return args, evals
 
 
 def train_rows(folder: str, step: int) -> list[dict]:
     """The responses to training prompts, and the golden preference model's margins, behind an evaluation."""
-    return [row for row in json_lines(Path(folder, "responses", f"{step}.jsonl")) if row["split"] == "train"]
+    return [
+        row
+        for row in json_lines(Path(folder, "responses", f"{step}.jsonl"))
+        if row["split"] == "train"
+    ]
 
 
 def true_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
@@ -70,19 +85,31 @@ def true_wins(args: dict, rows: list[dict]) -> torch.Tensor | None:
         return None
     stored = json_lines(Path(args["baseline"], "responses.jsonl"))
     baseline = {
-        r["prompt"]: ground_truth_score(r["prompt"], r["response"], r["finished"]) for r in stored if r["prompt"] in met
+        r["prompt"]: ground_truth_score(r["prompt"], r["response"], r["finished"])
+        for r in stored
+        if r["prompt"] in met
     }
     if lacking := [r["prompt"] for r in rows if r["prompt"] not in baseline]:
-        fail(f"{args['baseline']}: has no response to {lacking[0]!r}; it is not the baseline that this run met")
+        fail(
+            f"{args['baseline']}: has no response to {lacking[0]!r}; it is not the baseline that this run met"
+        )
     return wins(
-        torch.tensor([ground_truth_score(r["prompt"], r["response"], r["finished"]) - baseline[r["prompt"]] for r in rows])
+        torch.tensor(
+            [
+                ground_truth_score(r["prompt"], r["response"], r["finished"])
+                - baseline[r["prompt"]]
+                for r in rows
+            ]
+        )
     )
 
 
 def new_figure(rows: int = 1, columns: int = 1, **options):
     """(figure, its axes) in the house style."""
     plt.rcParams.update({"font.size": 13, "axes.spines.top": False, "axes.spines.right": False})
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": ""})  # words as words, and the same names every time
+    plt.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": ""}
+    )  # words as words, and the same names every time
     return plt.subplots(rows, columns, layout="constrained", squeeze=False, **options)
 
 
@@ -99,7 +126,9 @@ def kl_axis(axes) -> None:
     """A log axis of KL with numbers that can be read, fewer a decade where it spans many."""
     low, high = axes.dataLim.intervalx
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if high < 50 * low else (1, 3)))
+    axes.xaxis.set_major_locator(
+        matplotlib.ticker.LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if high < 50 * low else (1, 3))
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("KL(policy ‖ SFT) in nats, log scale")
@@ -113,8 +142,13 @@ def kind_of(run: dict) -> tuple[str, str]:
 
 def baseline_of(runs: list[tuple[dict, list[dict]]]) -> str:
     """Whom the runs' win rates are over: the baseline policy, another baseline by its folder's name, or SFT."""
-    names = sorted({Path(run["baseline"]).name for run, evals in runs if evals[0]["baseline"] == "baseline"})
-    return " or ".join("the baseline policy" if name == "baseline" else name for name in names) or "SFT"
+    names = sorted(
+        {Path(run["baseline"]).name for run, evals in runs if evals[0]["baseline"] == "baseline"}
+    )
+    return (
+        " or ".join("the baseline policy" if name == "baseline" else name for name in names)
+        or "SFT"
+    )
 
 
 def one_setup(runs: list[dict]) -> bool:
@@ -131,7 +165,9 @@ def draw(names: list[str], runs: list[tuple[dict, list[dict]]], out: str, title:
         mode, loss = kind
         rows = [row for row in evals if row["kl"] > 0]
         apart = len(runs) <= 6 and kinds.count(kind) > 1
-        label = f"{mode} {loss}, {name}" if apart else f"{mode} {loss}" if kind not in seen else None
+        label = (
+            f"{mode} {loss}, {name}" if apart else f"{mode} {loss}" if kind not in seen else None
+        )
         color = next(others) if apart and kind in seen else COLORS.get(mode, "black")
         seen.append(kind)
         axes.errorbar(
@@ -155,7 +191,14 @@ def draw(names: list[str], runs: list[tuple[dict, list[dict]]], out: str, title:
     for name, height in lines.items():
         axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
         axes.annotate(
-            name, (0, height), (6, 3), axes.get_yaxis_transform(), "offset points", ha="left", color="grey", fontsize=11
+            name,
+            (0, height),
+            (6, 3),
+            axes.get_yaxis_transform(),
+            "offset points",
+            ha="left",
+            color="grey",
+            fontsize=11,
         )
     kl_axis(axes)
     axes.set_ylabel(f"win rate against {baseline}")
@@ -179,8 +222,13 @@ def main(args: Args) -> None:
     draw(names, runs, out, args.title)
     if not one_setup([run for run, _ in runs]):
         print("these runs have not one setup: neither their KL nor their win rates compare")
-    table = Table(title="last evaluation of each run, and the best: mean ± standard error over prompts", title_justify="left")
-    columns = "run,script,seed,beta,step,KL (nats),win rate,held out,proxy's,ground truth,accuracy,best"
+    table = Table(
+        title="last evaluation of each run, and the best: mean ± standard error over prompts",
+        title_justify="left",
+    )
+    columns = (
+        "run,script,seed,beta,step,KL (nats),win rate,held out,proxy's,ground truth,accuracy,best"
+    )
     for column in columns.split(","):
         table.add_column(column, no_wrap=True)
     pm = "{:.3f} ± {:.3f}".format
@@ -195,8 +243,12 @@ def main(args: Args) -> None:
             str(last["step"]),
             "{:.2f} ± {:.2f}".format(last["kl"], last["kl_stderr"]),
             pm(last["win_rate"], last["win_rate_stderr"]),
-            "-" if last["win_rate_heldout"] is None else pm(last["win_rate_heldout"], last["win_rate_heldout_stderr"]),
-            "-" if last["proxy_win_rate"] is None else pm(last["proxy_win_rate"], last["proxy_win_rate_stderr"]),
+            "-"
+            if last["win_rate_heldout"] is None
+            else pm(last["win_rate_heldout"], last["win_rate_heldout_stderr"]),
+            "-"
+            if last["proxy_win_rate"] is None
+            else pm(last["proxy_win_rate"], last["proxy_win_rate_stderr"]),
             "-" if truth is None else pm(*mean_stderr(truth, prompts)),
             "-" if last["accuracy"] is None else f"{last['accuracy']:.3f}",
             f"{best['win_rate']:.3f} at {best['kl']:.2f} nats",

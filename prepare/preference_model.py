@@ -1,11 +1,12 @@
-"""Preference models: train golden on human (or rater's) labels, let it relabel the data, train the proxy on those.
+"""Preference models: train the golden one on the data's labels, relabel the data by it, train the
+proxy on those labels.
 
-    python -m prepare.preference_model train --help      a causal language model's trunk with one score on its last token
-    python -m prepare.preference_model relabel --help    the same prompts and responses, with a preference model's labels
+    python -m prepare.preference_model train --help     a language model's trunk with a new score
+    python -m prepare.preference_model relabel --help   the same pairs, labelled by a model
 
-Two forms (Tang et al. 2024, Appendix A). Pairwise, the paper's own: r(x, y1, y2) with both responses in the context, trained
-in random order, asked in both. Pointwise: s(x, y), r(x, y1, y2) = sigmoid(s(x, y1) - s(x, y2)). Both are trained by
-maximum likelihood. The form is saved in the model's config, where load_preference_model finds it.
+Two forms (Tang et al. 2024, Appendix A). Pairwise, the paper's own: r(x, y1, y2) with both
+responses in the context, trained in random order, asked in both orders. Pointwise: s(x, y), with
+r(x, y1, y2) = sigmoid(s(x, y1) - s(x, y2)). The form stands in the model's config.
 """
 
 import json
@@ -17,6 +18,8 @@ from typing import Annotated, Literal
 import torch
 import transformers
 import tyro
+from accelerate import Accelerator
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
 from common import (
@@ -24,152 +27,153 @@ from common import (
     batch_order,
     check_ranges,
     fail,
-    finished_folder,
     generator,
-    has_test,
     load_model,
     load_pairs,
     load_preference_model,
     load_rows,
     load_tokenizer,
     margin,
-    pick_device,
     run_command,
     score,
-    sequences_to_score,
+    sequences_to_compare,
     wins,
 )
+from prepare import has_test, whole_folder, write_rows
 
 
 @dataclass
 class Train:
     model: str
-    """a causal language model, whose trunk is used, or a preference model to go on from: folder or Hub name"""
+    """a causal language model, whose trunk is used, or a preference model: folder or Hub name"""
     dataset: str
-    """preference pairs to train on: file, folder or Hub name; held out is its split test, else the last 5 % (at most 1,000)"""
+    """preference pairs: file, folder or Hub name; held out is the split test, else the last 5 %
+    (at most 1,000)"""
     out: str
     """folder to write the model and its tokenizer to"""
     pairs: int | None = None
-    """train on the first so many pairs (default: all that are not held out)"""
+    """train on the first so many pairs (all that are not held out)"""
     form: Literal["pointwise", "pairwise"] = "pointwise"
-    """pointwise: one score a response; pairwise: both responses in one context, in both orders (the paper's)"""
+    """pointwise: one score a response; pairwise: both responses in one context (the paper's)"""
     seed: int = 1
     """seed of the order of the data and of the new score's weights"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
     steps: int = 800
-    """gradient steps; 0 takes a preference model, or any reward model with one label, as it is (paper: to a plateau)"""
+    """gradient steps; 0 takes a preference model as it is (paper: until it no longer improves)"""
     batch_size: int = 32
     """pairs a step (paper: 16 for the golden preference model, 32 for the proxy)"""
     learning_rate: float = 1e-3
-    """highest learning rate of AdamW, warmed up over 10 % of the steps, then falling to 0 linearly (paper: 1e-4)"""
+    """highest learning rate of AdamW: 10 % of the steps of warm-up, then linear (paper: 1e-4)"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens (paper: 1,024)"""
     max_response_tokens: int = 33
-    """longest response, in tokens, the end token included (paper: 128)"""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    """longest response, in tokens, EOS included (paper: 128)"""
+    mixed_precision: Literal["no", "bf16"] = "no"
     """bf16 computes under autocast"""
     on_bad_row: Literal["error", "skip"] = "error"
-    """whether a row that cannot be used ends the program or is left out and counted"""
+    """whether a row that cannot be used ends the program, or is left out and counted"""
 
 
 @dataclass
 class Relabel:
-    golden: str
+    model: str
     """the preference model that gives the labels: folder or Hub name"""
     dataset: str
     """preference pairs: file, folder (train and test) or Hub name"""
     out: str
-    """folder to write train.jsonl and test.jsonl to: prompt, chosen, rejected, finished flags, margin"""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 ... (auto: cuda where there is one)"""
+    """folder to write train.jsonl and test.jsonl to: the same rows, and the margin of each"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens (paper: 1,024)"""
     max_response_tokens: int = 33
-    """longest response, in tokens, the end token included (paper: 128)"""
+    """longest response, in tokens, EOS included (paper: 128)"""
     on_bad_row: Literal["error", "skip"] = "error"
-    """whether a row that cannot be used ends the program or is left out and counted"""
+    """whether a row that cannot be used ends the program, or is left out and counted"""
 
 
-def preference_nll(model, form: str, eos: int, prompts: list, chosen: list, rejected: list, coins: torch.Tensor):
+def preference_nll(model, pairwise: bool, eos: int, prompts, chosen, rejected, coins: torch.Tensor):
     """(B,) -log-likelihood of the labels under a preference model.
 
-    Pairwise: one order of the two responses, by the toss of a coin: -log r(x, y_w, y_l) or -log(1 - r(x, y_l, y_w)), Eq. 5
-    of the paper. Pointwise: -log sigmoid(s(x, y_w) - s(x, y_l)), Bradley-Terry. coins: (B,) of 0 and 1.
+    Pairwise, one order of the responses by the toss of a coin: -log r(x, y_w, y_l) or
+    -log(1 - r(x, y_l, y_w)), Eq. 5 of the paper. Pointwise: -log sigmoid(s(x, y_w) - s(x, y_l)).
+    coins: (B,) of 0 and 1.
     """
-    first, second = sequences_to_score(form, eos, prompts, chosen, rejected)
-    if form == "pointwise":
-        sequences = first + second
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        size = -(-len(order) // 3)  # short, middling and long ones apart: a third less padding to compute
-        parts = [order[i : i + size] for i in range(0, len(order), size)]
-        scores = torch.cat([score(model, [sequences[i] for i in part]) for part in parts])
-        first, second = scores[torch.tensor(order).argsort()].chunk(2)
-        return -torch.nn.functional.logsigmoid(first - second)
-    logits = score(model, [b if coin else a for a, b, coin in zip(first, second, coins.tolist())])
-    return torch.nn.functional.binary_cross_entropy_with_logits(logits, 1 - coins.to(logits), reduction="none")
+    first, second = sequences_to_compare(pairwise, eos, prompts, chosen, rejected)
+    if pairwise:
+        asked = [b if coin else a for a, b, coin in zip(first, second, coins.tolist())]
+        logits = score(model, asked)
+        return binary_cross_entropy_with_logits(logits, 1 - coins.to(logits), reduction="none")
+    sequences = first + second
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    third = -(-len(order) // 3)  # short, middling and long ones apart: a third less padding
+    parts = [order[i : i + third] for i in range(0, len(order), third)]
+    scores = torch.cat([score(model, [sequences[i] for i in part]) for part in parts])
+    first, second = scores[torch.tensor(order).argsort()].chunk(2)
+    return -logsigmoid(first - second)
 
 
-def agreement(preference_model: PreferenceModel, pairs: list[dict]) -> dict:
-    """How often the preference model puts chosen first on pairs it was not trained on, a tie counting half."""
-    prompts, chosen, rejected = ([p[name] for p in pairs] for name in ("prompt", "chosen", "rejected"))
-    margins = margin(preference_model, prompts, chosen, rejected)
-    return {"agreement": wins(margins).mean().item(), "ties": (margins == 0).double().mean().item(), "pairs": len(pairs)}
+def columns_of(pairs: list[dict]) -> list[list]:
+    """Prompts, chosen and rejected responses."""
+    return [[pair[name] for pair in pairs] for name in ("prompt", "chosen", "rejected")]
 
 
 def train(args: Train) -> None:
     check_ranges(args, zero=("seed", "steps"))
-    device, tokenizer = pick_device(args.device), load_tokenizer(args.model)
+    accelerator, pairwise = (
+        Accelerator(mixed_precision=args.mixed_precision),
+        args.form == "pairwise",
+    )
     transformers.set_seed(args.seed)  # the new score's weights
-    kind, tokens = transformers.AutoModelForSequenceClassification, args.max_prompt_tokens + args.max_response_tokens
-    tokens += (args.max_response_tokens + 2) * (args.form == "pairwise")
-    model = load_model(kind, args.model, "preference model", device, tokens, new=args.steps > 0, num_labels=1)
-    model.config.pad_token_id = tokenizer.pad_token_id
+    limits = args.max_prompt_tokens, args.max_response_tokens
+    tokens = sum(limits)
+    if pairwise:
+        tokens += args.max_response_tokens + 2
+    kind, new = transformers.AutoModelForSequenceClassification, args.steps > 0
+    model, tokenizer = load_model(kind, args.model, "preference model", tokens, new_head=new)
+    model.to(accelerator.device).config.pad_token_id = tokenizer.pad_token_id
     if args.steps:
         model.config.preference_form = args.form
-    limits = args.max_prompt_tokens, args.max_response_tokens, args.on_bad_row
-    pairs = load_pairs(args.dataset, tokenizer, *limits)
+    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     if has_test(args.dataset):
-        test = load_pairs(args.dataset, tokenizer, *limits, split="test")
+        test = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, split="test")
     else:
         held_out = min(1000, math.ceil(len(pairs) / 20))
-        print(f"{args.dataset}: has no split named test, so its last {held_out} rows are held out")
+        print(f"{args.dataset}: has no split named test; its last {held_out} rows are held out")
         pairs, test = pairs[:-held_out], pairs[-held_out:]
         pairs = pairs or fail(f"{args.dataset}: one row is too few to train on")
-    pairs = pairs[: args.pairs]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0, fused=True)
+    pairs, rate, name = pairs[: args.pairs], args.learning_rate, Path(args.out).name
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, args.steps // 10, args.steps)
-    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.precision == "bf16")
 
-    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed).tolist()
-    with finished_folder(args.out) as folder:
-        bar = tqdm(order, desc=Path(args.out).name, unit="step")
+    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed)
+    with whole_folder(args.out) as folder:
+        bar = tqdm(order, desc=name, unit="step")
         for step, indices in enumerate(bar):
-            rows = [pairs[i] for i in indices]
-            texts = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
-            coins = torch.randint(2, (len(rows),), generator=generator(args.seed, step, "coins"))
-            with autocast:
-                loss = preference_nll(model, args.form, tokenizer.eos_token_id, *texts, coins).mean()
-            optimizer.zero_grad()
+            texts = columns_of([pairs[i] for i in indices])
+            coins = torch.randint(2, (len(indices),), generator=generator(args.seed, step, "coins"))
+            with accelerator.autocast():
+                eos = tokenizer.eos_token_id
+                loss = preference_nll(model, pairwise, eos, *texts, coins).mean()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            if not loss.isfinite() or not norm.isfinite():
-                where = f"{Path(args.out).name}: step {step}"
-                fail(f"{where}: the loss is {loss.item()}, its gradient's norm {norm.item()}; lower the learning rate")
+            if not (loss.isfinite() and norm.isfinite()):
+                told = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
+                fail(f"{name}: step {step}: {told}; lower the learning rate")
             optimizer.step()
             schedule.step()
+            optimizer.zero_grad()
             bar.set_postfix(loss=loss.item(), refresh=False)
-        result = agreement(PreferenceModel(model, tokenizer, None), test)
+        margins = margin(PreferenceModel(model, tokenizer, None, pairwise), *columns_of(test))
+        result = {"agreement": wins(margins).mean().item(), "pairs": len(test)}
+        result["ties"] = (margins == 0).double().mean().item()
         (folder / "agreement.json").write_text(json.dumps(result) + "\n")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    print(f"{args.out}: puts chosen first in {result['agreement']:.1%} of {result['pairs']} held-out pairs")
+    print(f"{args.out}: agrees with {result['agreement']:.1%} of {len(test)} held-out labels")
 
 
 def relabelled(row: dict, value: float) -> dict:
-    """A row whose chosen response is the one that a margin (chosen minus rejected) prefers; a tie keeps the order.
+    """A row whose chosen response is the one that is preferred; value: the margin of its chosen.
 
-    Every column whose name begins with chosen or rejected, the finished flags among them, goes with its response.
+    All columns whose names begin with chosen or rejected go with their response.
     """
     other = {"chosen": "rejected", "rejected": "chosen"}
     named = [(name.split("_"), text) for name, text in row.items()]
@@ -179,29 +183,27 @@ def relabelled(row: dict, value: float) -> dict:
 
 
 def relabel(args: Relabel) -> None:
-    check_ranges(args, zero=())
-    device, tokenizer = pick_device(args.device), load_tokenizer(args.golden)
-    lengths = args.max_prompt_tokens, args.max_response_tokens
-    preference_model, limits = load_preference_model(args.golden, tokenizer, device, *lengths), (*lengths, args.on_bad_row)
-    with finished_folder(args.out) as folder:
-        splits = ["train"] + ["test"] * has_test(args.dataset)
+    check_ranges(args)
+    tokenizer, device = load_tokenizer(args.model), Accelerator().device
+    limits = args.max_prompt_tokens, args.max_response_tokens
+    model = load_preference_model(args.model, tokenizer, *limits, device)
+    splits = ["train", "test"] if has_test(args.dataset) else ["train"]
+    with whole_folder(args.out) as folder:
         for split in splits:
-            rows, pairs = load_rows(args.dataset, split), load_pairs(args.dataset, tokenizer, *limits, split=split)
+            rows = load_rows(args.dataset, split)
+            pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, split=split)
             values = []
             for i in tqdm(range(0, len(pairs), 1024), desc=f"relabel {split}", unit="kpair"):
-                part = pairs[i : i + 1024]
-                values += margin(
-                    preference_model, *([p[name] for p in part] for name in ("prompt", "chosen", "rejected"))
-                ).tolist()
-            lines = (json.dumps(relabelled(rows[p["row"]], value), default=str) for p, value in zip(pairs, values))
-            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+                values += margin(model, *columns_of(pairs[i : i + 1024])).tolist()
+            labelled = [relabelled(rows[pair["row"]], m) for pair, m in zip(pairs, values)]
+            write_rows(folder / f"{split}.jsonl", labelled)
             kept = wins(torch.tensor(values)).mean().item()
-            print(f"{args.out}: {split}, {len(values)} pairs, label kept in {kept:.1%}, ties {values.count(0.0)}")
+            print(f"{args.out}: {split}, {len(values)} pairs, {kept:.1%} of the labels kept")
 
 
 if __name__ == "__main__":
-    args = tyro.cli(
-        Annotated[Train, tyro.conf.subcommand("train")] | Annotated[Relabel, tyro.conf.subcommand("relabel")],
-        description=__doc__,
-    )
+    commands = {"train": Train, "relabel": Relabel}
+    parts = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
+    prog = "python -m prepare.preference_model"
+    args = tyro.cli(parts[0] | parts[1], description=__doc__, prog=prog)
     run_command(train if isinstance(args, Train) else relabel, args)

@@ -1,12 +1,11 @@
-"""The reviews task: short reviews by writers of mixed skill, and a rater with a simple ground-truth score (docs/reviews.md).
+"""The reviews task: short reviews by writers of mixed skill, and a rater with a ground-truth score.
 
-python -m prepare.reviews --out FOLDER writes ordinary preference data as JSON lines, FOLDER/d_initial, split by prompt
-into train.jsonl and test.jsonl, and untrained models that know the task's words: FOLDER/untrained for the policy and the
-proxy, FOLDER/untrained_golden, about four times as large, for the golden preference model, and FOLDER/untrained_small, about a
-quarter, for the smallest of three policies (paper/sizes.py).
+`python -m prepare.reviews --out FOLDER` writes FOLDER/d_initial, preference data as JSON lines,
+split by prompt into train.jsonl and test.jsonl, and three untrained models that know the task's
+words: untrained/ for the policy and the proxy preference model, untrained_golden/, about four times
+as large, for the golden one, and untrained_small/, a quarter as large. docs/reviews.md.
 """
 
-import json
 import math
 import random
 from dataclasses import dataclass
@@ -17,9 +16,12 @@ import tyro
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from common import check_ranges, fail, finished_folder, run_command
+from common import check_ranges, fail, run_command
+from prepare import whole_folder, write_rows
 
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = (
+    "January February March April May June July August September October November December".split()
+)
 # kind of thing: what is reviewed, its aspects, words of praise, words of complaint
 KINDS = {
     "stay": (
@@ -55,7 +57,7 @@ MOST_WORDS = 32  # a review of so many words or more is cut there and has no end
 
 
 def all_prompts() -> list[str]:
-    """Every prompt: a thing, a month, and the two aspects that the review is to speak of (1,920 of them)."""
+    """All 1,920 prompts: a thing, a month, and the two aspects that the review is about."""
     return [
         f"{item} in {month}, {first} and {second}:"
         for items, aspects, *_ in KINDS.values()
@@ -82,10 +84,11 @@ def parts_of(prompt: str) -> tuple[str, tuple[str, str]]:
 
 
 def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
-    """One review, (text, whether it has an end), by a writer whose mood and care differ from review to review.
+    """One review, (text, whether it ended with EOS). The writer's mood and care differ each time.
 
-    28 % of the reviews fail, in the ways that a policy drifts into when it is pushed: broken off, stuck in a phrase,
-    scrambled, trailing off in random words, never ending. A rater who has seen no such text would not mind it.
+    28 % of the reviews fail in ways that a policy drifts into: broken off, stuck in a phrase,
+    scrambled, trailing off in random words, never ending. A preference model that has seen no such
+    text would not mind it.
     """
     kind, asked = parts_of(prompt)
     mood, care = rng.random(), rng.choice([0.8, 0.9, 1.0])
@@ -95,7 +98,12 @@ def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
         return rng.choice(praise if rng.random() < mood else complaints)
 
     def sentence():
-        words = ["The", rng.choice(asked if rng.random() < care else KINDS[kind][1]), "was", adjective()]
+        words = [
+            "The",
+            rng.choice(asked if rng.random() < care else KINDS[kind][1]),
+            "was",
+            adjective(),
+        ]
         while rng.random() < 0.4:
             words += ["and", adjective()]
         return words + ["."]
@@ -108,7 +116,9 @@ def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
         words = words[: rng.randint(1, 4)]
     elif failure < 0.14:
         start, length = rng.randrange(len(words) - 2), rng.randint(1, 4)
-        words = words[: start + length] + words[start : start + length] * 2 + words[start + length :]
+        words = (
+            words[: start + length] + words[start : start + length] * 2 + words[start + length :]
+        )
     elif failure < 0.20:
         rng.shuffle(words)
     elif failure < 0.24:
@@ -120,10 +130,11 @@ def write(prompt: str, rng: random.Random) -> tuple[str, bool]:
 
 
 def ground_truth_score(prompt: str, response: str, finished: bool) -> float:
-    """The ground-truth score, in points: praise that fits the thing, in few words, without stammering, and with an end.
+    """What a response is worth, in points: fitting praise, in few words, without repeats, an end.
 
-    +1 each word of praise of the thing's kind, -1 each word of complaint of its kind, -2 each adjective that its sentence has
-    already, -0.5 each word of another kind, +0.5 loved, -0.5 hated, -0.1 each word or mark, -1.5 no end.
+    +1 each word of praise of the thing's kind, -1 each word of complaint of its kind, -2 each
+    adjective that its sentence has already, -0.5 each word of another kind, +0.5 loved, -0.5 hated,
+    -0.1 each word or mark, -1.5 no EOS.
     """
     kind, _ = parts_of(prompt)
     _, _, praise, complaints = KINDS[kind]
@@ -138,39 +149,57 @@ def ground_truth_score(prompt: str, response: str, finished: bool) -> float:
 
 
 def pair(prompt: str, rng: random.Random) -> dict:
-    """One row of preference data: two reviews as a noisy rater orders them, P(y1 > y2) = sigmoid(difference in score)."""
+    """One row: two reviews as a noisy rater orders them. P(y1 > y2) = sigmoid(s(y1) - s(y2)), s the
+    ground-truth score."""
     first = second = write(prompt, rng)
     while second == first:
         second = write(prompt, rng)
-    if rng.random() > 1 / (1 + math.exp(ground_truth_score(prompt, *second) - ground_truth_score(prompt, *first))):
+    difference = ground_truth_score(prompt, *first) - ground_truth_score(prompt, *second)
+    if rng.random() > 1 / (1 + math.exp(-difference)):
         first, second = second, first
     row = {"prompt": prompt}
     for name, (text, finished) in (("chosen", first), ("rejected", second)):
-        row |= {
-            name: text,
-            f"{name}_finished": finished,
-            f"{name}_ground_truth_score": ground_truth_score(prompt, text, finished),
-        }
+        row |= {name: text, f"{name}_finished": finished}
+        row[f"{name}_ground_truth_score"] = ground_truth_score(prompt, text, finished)
     return row
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each word of the task, with the space before it; decoding gives back the text to the letter."""
+    """One token for each word, with the space before it; decoding gives the text back."""
     first_words = [*KIND_OF, *(f" {word}" for word in [*PLAIN, *MONTHS, *CONTENT])]
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", ".", ",", ":", *first_words])}
+    vocabulary = {
+        word: i for i, word in enumerate(["<pad>", "<unk>", "<eos>", ".", ",", ":", *first_words])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[.,:]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+    )
 
 
-def untrained_model(tokenizer: PreTrainedTokenizerFast, width: int, inner: int, seed: int) -> LlamaForCausalLM:
+def untrained_model(
+    tokenizer: PreTrainedTokenizerFast, width: int, inner: int, seed: int
+) -> LlamaForCausalLM:
     """A Llama of two layers with random weights."""
     set_seed(seed)
-    heads = {"num_attention_heads": width // 16, "num_key_value_heads": width // 16, "intermediate_size": inner}
-    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    size = {"hidden_size": width, "num_hidden_layers": 2, "max_position_embeddings": 128, "bos_token_id": None}
+    heads = {
+        "num_attention_heads": width // 16,
+        "num_key_value_heads": width // 16,
+        "intermediate_size": inner,
+    }
+    ids = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    size = {
+        "hidden_size": width,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": None,
+    }
     return LlamaForCausalLM(LlamaConfig(**heads, **ids, **size, tie_word_embeddings=True))
 
 
@@ -187,27 +216,30 @@ class Args:
 
 
 def main(args: Args) -> None:
-    check_ranges(args, zero=("seed",))
-    rng, tokenizer = random.Random(args.seed), build_tokenizer()
-    prompts = all_prompts()
+    check_ranges(args)
+    rng, tokenizer, prompts = random.Random(args.seed), build_tokenizer(), all_prompts()
     rng.shuffle(prompts)
     held_out = int(len(prompts) * args.test_share)
     if not 0 < held_out < len(prompts):
-        fail(f"--test-share {args.test_share}: holds out {held_out} of {len(prompts)} prompts; neither side may be empty")
+        told = f"holds out {held_out} of {len(prompts)} prompts"
+        fail(f"--test-share {args.test_share}: {told}; neither side may be empty")
     if args.pairs < 10:
-        fail(f"--pairs {args.pairs}: must be at least 10; a tenth as many are made of held-out prompts")
-    with finished_folder(f"{args.out}/d_initial") as folder:
-        sizes = ("untrained_small", 32, 80), ("untrained", 64, 192), ("untrained_golden", 128, 416)
-        for (name, width, inner), seed in zip(sizes, (args.seed, args.seed, args.seed + 1000)):
-            untrained_model(tokenizer, width, inner, seed).save_pretrained(Path(args.out, name))
+        fail(f"--pairs {args.pairs}: must be 10 or more; a tenth as many are held out")
+    sizes = ("untrained_small", 32, 80, 0), ("untrained", 64, 192, 0)
+    sizes += (("untrained_golden", 128, 416, 1000),)
+    splits = (
+        ("train", prompts[held_out:], args.pairs),
+        ("test", prompts[:held_out], args.pairs // 10),
+    )
+    with whole_folder(f"{args.out}/d_initial") as folder:
+        for name, width, inner, other in sizes:
+            model = untrained_model(tokenizer, width, inner, args.seed + other)
+            model.save_pretrained(Path(args.out, name))
             tokenizer.save_pretrained(Path(args.out, name))
-        for split, some, count in (
-            ("train", prompts[held_out:], args.pairs),
-            ("test", prompts[:held_out], args.pairs // 10),
-        ):
-            rows = (json.dumps(pair(rng.choice(some), rng)) for _ in range(count))
-            (folder / f"{split}.jsonl").write_text("\n".join(rows) + "\n")
+        for split, some, count in splits:
+            rows = (pair(rng.choice(some), rng) for _ in range(count))
+            write_rows(folder / f"{split}.jsonl", rows)
 
 
 if __name__ == "__main__":
-    run_command(main, tyro.cli(Args, description=__doc__))
+    run_command(main, tyro.cli(Args, description=__doc__, prog="python -m prepare.reviews"))

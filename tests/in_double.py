@@ -1,7 +1,7 @@
 """`python tests/in_double.py ipo_offline ARGUMENTS`: a script whose models compute in float64.
 
 So the last digits can be compared. Of the script it needs the path alone: what transformers loads
-is made float64, whoever asks for it.
+is made float64, whoever asks for it, and its normalisation does not go through float32.
 """
 
 import runpy
@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 load = PreTrainedModel.from_pretrained.__func__
 
@@ -21,8 +22,16 @@ def load_in_double(cls, *args, **options):
     return loaded.double()
 
 
+def normalize(self, states):
+    mean = states.pow(2).mean(-1, keepdim=True)
+    return self.weight * (states * (mean + self.variance_epsilon).rsqrt())
+
+
 script = Path(__file__).resolve().parent.parent / f"{sys.argv[1]}.py"
 sys.argv = [str(script), *sys.argv[2:]]
 sys.path.insert(0, str(script.parent))
-with patch.object(PreTrainedModel, "from_pretrained", classmethod(load_in_double)):
+with (
+    patch.object(PreTrainedModel, "from_pretrained", classmethod(load_in_double)),
+    patch.object(LlamaRMSNorm, "forward", normalize),
+):
     runpy.run_path(str(script), run_name="__main__")

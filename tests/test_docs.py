@@ -31,7 +31,9 @@ LINE_LINK = re.compile(r"\[`([^`\n]+)`\]\(([^)\s#]+)#L(\d+)\)")
 def anchors(page):
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 def lines_with(code, path):
@@ -55,9 +57,15 @@ def test_links_to_lines_show_what_they_say(page):
     for code, path, number in LINE_LINK.findall(text):
         found = lines_with(code, page.parent / path)
         if found != [int(number)]:
-            right = f"line {found[0]}" if len(found) == 1 else f"lines {found}: choose a piece that stands on one line"
+            right = (
+                f"line {found[0]}"
+                if len(found) == 1
+                else f"lines {found}: choose a piece that stands on one line"
+            )
             wrong.append(f"{path}#L{number}: `{code}` is on {right}")
-    assert len(LINE_LINK.findall(text)) == len(re.findall(r"\.py#", text)), "a link to code is [`code`](path.py#L12)"
+    assert len(LINE_LINK.findall(text)) == len(re.findall(r"\.py#", text)), (
+        "a link to code is [`code`](path.py#L12)"
+    )
     assert not wrong, "\n".join([*wrong, "`python -m tests.test_docs` renews the numbers"])
 
 
@@ -83,17 +91,27 @@ def test_the_difference_on_the_front_page_is_the_difference():
 
 def test_the_readme_says_what_was_found():
     """The rows of README's table of findings, and each mean with its interval, stand in docs/findings.md to the letter."""
-    rows = [line for line in (REPO / "README.md").read_text().splitlines() if line.startswith("| **online ahead of")]
+    rows = [
+        line
+        for line in (REPO / "README.md").read_text().splitlines()
+        if line.startswith("| **online ahead of")
+    ]
     page = (REPO / "docs" / "findings.md").read_text()
     assert len(rows) >= 2 and all(row in page for row in rows)
     number = r"([+-]\d\.\d{3})"
-    told = re.findall(rf"{number} \[{number}, {number}\]", " ".join((REPO / "README.md").read_text().split()))
+    told = re.findall(
+        rf"{number} \[{number}, {number}\]", " ".join((REPO / "README.md").read_text().split())
+    )
     assert [said for said in told if "| {} | {} to {} |".format(*said) not in page] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_tests_exist(page):
-    tests = {name for path in (REPO / "tests").glob("*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    tests = {
+        name
+        for path in (REPO / "tests").glob("*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
     files = {path.stem for path in (REPO / "tests").glob("*.py")}
     assert set(re.findall(r"\btest_\w+", page.read_text())) <= tests | files
 
@@ -102,7 +120,9 @@ def test_named_tests_exist(page):
 def test_named_scripts_exist(page):
     text = page.read_text()
     for name in re.findall(r"python ((?:\w+/)*\w+\.py)", text):
-        assert (REPO / name).is_file() or f"> {name}\n" in text, name  # or the page has it made just before
+        assert (REPO / name).is_file() or f"> {name}\n" in text, (
+            name
+        )  # or the page has it made just before
 
 
 def sections(page):
@@ -114,16 +134,25 @@ def sections(page):
 # ---- docs/copy.md: in each part the blocks but the last are the head of copied.py, links joined by "to" are the lines that
 # follow it, and the last block is what a reader's program does with them
 
-COPIED = {heading: text for heading, text in sections("copy.md").items() if "copied" in text and "```python" in text}
+COPIED = {
+    heading: text
+    for heading, text in sections("copy.md").items()
+    if "copied" in text and "```python" in text
+}
 
 
 @pytest.mark.parametrize("heading", COPIED)
 def test_what_is_copied_does_what_the_page_shows(heading, tmp_path, monkeypatch, capsys):
     *heads, use = re.findall(r"^```python\n(.*?)^```$", COPIED[heading], re.M | re.S)
     lines = []
-    for _, path, first, _, end_path, last in re.findall(LINE_LINK.pattern + r"\s+to\s+" + LINE_LINK.pattern, COPIED[heading]):
+    for _, path, first, _, end_path, last in re.findall(
+        LINE_LINK.pattern + r"\s+to\s+" + LINE_LINK.pattern, COPIED[heading]
+    ):
         assert path == end_path
-        lines += (REPO / "docs" / path).read_text().splitlines()[int(first) - 1 : int(last)] + ["", ""]
+        lines += (REPO / "docs" / path).read_text().splitlines()[int(first) - 1 : int(last)] + [
+            "",
+            "",
+        ]
     assert 30 < len(lines) < 110
     (tmp_path / "copied.py").write_text("\n".join([*heads, *lines]))
     monkeypatch.syspath_prepend(tmp_path)
@@ -144,8 +173,12 @@ def byte_tokenizer(texts, **special):
     tokenizer.decoder = decoders.ByteLevel()
     options = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
     names = list(dict.fromkeys([*special.values(), "<|endoftext|>"]))
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1200, special_tokens=names, **options))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special)
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=1200, special_tokens=names, **options)
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+    )
 
 
 def stand_in(name, family, tokenizer, preference_model=False):
@@ -174,7 +207,10 @@ CHATML = (
 
 def tldr(folder):
     """Strings with a prompt column, parquet, no padding token: trl-lib/tldr-preference and Pythia."""
-    subjects, ends = ("my cat", "a job", "the rent", "an exam"), (" Should I go?", " What now?", " I left.")
+    subjects, ends = (
+        ("my cat", "a job", "the rent", "an exam"),
+        (" Should I go?", " What now?", " I left."),
+    )
     rows = [
         {
             "prompt": f"SUBREDDIT: r/advice\n\nTITLE: About {a}\n\nPOST: It is about {a} and {b}. {a} again.\n\nTL;DR:",
@@ -189,7 +225,9 @@ def tldr(folder):
     data = folder / "trl-lib" / "tldr-preference" / "data"
     datasets.Dataset.from_list(rows).to_parquet(data / "train-00000-of-00001.parquet")
     datasets.Dataset.from_list(rows[:4]).to_parquet(data / "validation-00000-of-00001.parquet")
-    tokenizer = byte_tokenizer([row["prompt"] + row["chosen"] for row in rows], eos_token="<|endoftext|>")
+    tokenizer = byte_tokenizer(
+        [row["prompt"] + row["chosen"] for row in rows], eos_token="<|endoftext|>"
+    )
     for name in ("pythia-410m", "pythia-1.4b"):
         stand_in(f"EleutherAI/{name}", "gpt_neox", tokenizer)
 
@@ -200,7 +238,9 @@ def hh(folder):
     (folder / "data" / "hh-rlhf" / "helpful-base").mkdir(parents=True)
     with gzip.open(folder / "data" / "hh-rlhf" / "helpful-base" / "train.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    tokenizer = byte_tokenizer([row["chosen"] for row in rows], eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer = byte_tokenizer(
+        [row["chosen"] for row in rows], eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
     tokenizer.chat_template = CHATML
     for name in ("Qwen2.5-0.5B", "Qwen2.5-1.5B"):
         stand_in(f"Qwen/{name}", "qwen2", tokenizer)
@@ -209,27 +249,53 @@ def hh(folder):
 def ultrafeedback(folder):
     """Conversations with the prompt inside both, and scores; an instruct model's template, padding that is its end token."""
     rows = [
-        {side: row["prompt"] + row[side] for side in ("chosen", "rejected")} | {"score_chosen": 8.0, "score_rejected": 5.5}
+        {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}
+        | {"score_chosen": 8.0, "score_rejected": 5.5}
         for row in short_rows("oasst/pairs.jsonl.gz", 60)
     ]
     (folder / "trl-lib" / "ultrafeedback_binarized" / "data").mkdir(parents=True)
     data = folder / "trl-lib" / "ultrafeedback_binarized" / "data"
     datasets.Dataset.from_list(rows).to_parquet(data / "train-00000-of-00001.parquet")
     texts = [message["content"] for row in rows for message in row["chosen"]]
-    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+    special = {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+    }
     tokenizer = byte_tokenizer(texts, **special)
     tokenizer.chat_template = CHATML
     for name in ("SmolLM2-135M-Instruct", "SmolLM2-360M-Instruct"):
         stand_in(f"HuggingFaceTB/{name}", "llama", tokenizer)
-    other = byte_tokenizer(texts[::-2], eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>")
+    other = byte_tokenizer(
+        texts[::-2], eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|im_start|>"
+    )
     other.chat_template = CHATML.replace("You help.", "")
     stand_in("Skywork/Skywork-Reward-V2-Qwen3-0.6B", "qwen2", other, preference_model=True)
 
 
-YOURS = {heading: text for heading, text in sections("yours.md").items() if "    python -m prepare" in text}
+YOURS = {
+    heading: text
+    for heading, text in sections("yours.md").items()
+    if "    python -m prepare" in text
+}
 STAND_INS = {"TL;DR": tldr, "HH": hh, "UltraFeedback": ultrafeedback}
-FEWER = {"policy_steps": 1, "steps": 1, "eval_every": 1, "eval_prompts": 2, "kl_prompts": 2, "batch_size": 2, "device": "cpu"}
-FEWER |= {"sft_steps": 1, "golden_steps": 1, "proxy_steps": 1, "gradient_accumulation_steps": 1, "max_response_tokens": 96}
+FEWER = {
+    "policy_steps": 1,
+    "steps": 1,
+    "eval_every": 1,
+    "eval_prompts": 2,
+    "kl_prompts": 2,
+    "batch_size": 2,
+    "device": "cpu",
+}
+FEWER |= {
+    "sft_steps": 1,
+    "golden_steps": 1,
+    "proxy_steps": 1,
+    "gradient_accumulation_steps": 1,
+    "max_response_tokens": 96,
+}
 
 
 PROGRAMS = {  # what stands behind `python`, or `python -m`: module, its arguments, its function
@@ -247,7 +313,9 @@ def commands(text):
     return [shlex.split(line)[1:] for line in blocks.splitlines() if line.startswith("python ")]
 
 
-@pytest.mark.parametrize("name", ["TL;DR", *(pytest.param(name, marks=needs_shared) for name in ("HH", "UltraFeedback"))])
+@pytest.mark.parametrize(
+    "name", ["TL;DR", *(pytest.param(name, marks=needs_shared) for name in ("HH", "UltraFeedback"))]
+)
 def test_the_examples_run_on_data_and_models_of_their_form(name, tmp_path, monkeypatch):
     """Every command as it stands there, with fewer and smaller steps."""
     (text,) = (text for heading, text in YOURS.items() if name in heading)
@@ -262,17 +330,29 @@ def test_the_examples_run_on_data_and_models_of_their_form(name, tmp_path, monke
         module = importlib.import_module(module)
         args = tyro.cli(getattr(module, arguments), args=words[len(known.split()) :])
         for field, value in FEWER.items():
-            if getattr(args, field, 0):  # what is 0 stays 0: a model that is its own SFT, a golden one that is one already
+            if getattr(
+                args, field, 0
+            ):  # what is 0 stays 0: a model that is its own SFT, a golden one that is one already
                 setattr(args, field, value)
         getattr(module, main)(args)
     runs = sorted((tmp_path / "runs").glob("*/*/evals.jsonl"))
     assert len(runs) >= 2 and list(tmp_path.glob("runs/*/*.png"))
     for path in runs:
         rows = read_jsonl(path)
-        assert [row["step"] for row in rows] == [0, 1] and rows[0]["kl"] == 0 and 0 <= rows[1]["win_rate"] <= 1
+        assert (
+            [row["step"] for row in rows] == [0, 1]
+            and rows[0]["kl"] == 0
+            and 0 <= rows[1]["win_rate"] <= 1
+        )
         prompt = read_jsonl(path.parent / "responses" / "0.jsonl")[0]["prompt"]
-        ends = {"TL;DR": "\n\nTL;DR:", "HH": "\n\nAssistant:", "UltraFeedback": "<|im_start|>assistant\n"}
-        assert prompt.endswith(ends[name]) and prompt.count("<|im_start|>system") == (name == "UltraFeedback")
+        ends = {
+            "TL;DR": "\n\nTL;DR:",
+            "HH": "\n\nAssistant:",
+            "UltraFeedback": "<|im_start|>assistant\n",
+        }
+        assert prompt.endswith(ends[name]) and prompt.count("<|im_start|>system") == (
+            name == "UltraFeedback"
+        )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-9}  # relative, or absolute
 ROUNDED = "kl", "kl_stderr", "margin", "win_rate_margin", "proxy_win_rate_margin"
 
 TRAINING = "--steps", 10, "--batch-size", 6, "--learning-rate", 1e-3, "--seed", 3
-TRAINING += "--eval-every", 10, "--eval-prompts", 8, "--kl-prompts", 8
+TRAINING += "--eval-every", 10, "--eval-at", 10, "--eval-prompts", 8, "--kl-prompts", 8
 TRAINING += "--max-prompt-tokens", 12, "--max-response-tokens", 8
 
 # One row a step and no learning: a line of the metrics is a fingerprint of one row's ids.
@@ -132,6 +132,8 @@ def run(script, precision, out, *words):
     for row in files["evaluations"]:
         for name in TEXTS:
             assert row.pop(name)
+    for number, row in enumerate(files.get("pairs", [])):  # added after the freeze
+        assert row.pop("step") == number // words[words.index("--batch-size") + 1]
     return files
 
 

@@ -16,16 +16,34 @@ from ipo_online import log_softmax, response_states, sample, sequence_logprob
 from tests.conftest import call_apart, letter_tokenizer, read_jsonl, tiny_model
 
 DEVICE = os.environ.get("TANDEM_DEVICE")
-pytestmark = pytest.mark.skipif(not DEVICE, reason="needs a GPU and TANDEM_DEVICE=cuda: make test-gpu")
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}  # of probabilities and log-probabilities
+pytestmark = pytest.mark.skipif(
+    not DEVICE, reason="needs a GPU and TANDEM_DEVICE=cuda: make test-gpu"
+)
+TOLERANCE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+}  # of probabilities and log-probabilities
 
 
 def model_on_device(dtype=torch.float32, heads: int = 2):
     """A random Llama with heads of the width that fused kernels take; `heads` of its 4 have keys and values of their own."""
     pick_device(DEVICE)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=10, num_key_value_heads=heads, bos_token_id=None, eos_token_id=1, pad_token_id=0, **sizes)
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = LlamaConfig(
+        vocab_size=10,
+        num_key_value_heads=heads,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        **sizes,
+    )
     model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -56,12 +74,16 @@ def test_fused_normalisation_gives_the_gradients_of_eight_kernels(autocast):
     plain = copy.deepcopy(fused)
     for part in plain.modules():
         part.__class__ = LlamaRMSNorm if type(part) is common.FusedRMSNorm else type(part)
-    batch = collate(some_prompts(8), [[2 + i % 8] * (4 + i) + [1] for i in range(8)], tokenizer, DEVICE)
+    batch = collate(
+        some_prompts(8), [[2 + i % 8] * (4 + i) + [1] for i in range(8)], tokenizer, DEVICE
+    )
     for model in (fused, plain):
         with torch.autocast(torch.device(DEVICE).type, torch.bfloat16, enabled=autocast):
             sequence_logprob(model, batch).mean().backward()
     pairs = [(p.grad, q.grad) for p, q in zip(fused.parameters(), plain.parameters())]
-    assert sum(type(part) is common.FusedRMSNorm for part in fused.modules()) == 5 and len(pairs) > 20
+    assert (
+        sum(type(part) is common.FusedRMSNorm for part in fused.modules()) == 5 and len(pairs) > 20
+    )
     assert all((p - q).norm() < (0.05 if autocast else 1e-5) * q.norm() for p, q in pairs)
 
 
@@ -70,18 +92,28 @@ def test_fused_normalisation_gives_the_gradients_of_eight_kernels(autocast):
 def test_every_sampled_token_is_the_one_that_its_uniform_points_at(dtype, heads):
     """By the scoring path: it lies between the token's two ends of the cumulative distribution. With new weights too."""
     model, tokenizer = model_on_device(dtype, heads), letter_tokenizer()
-    prompts, uniforms = some_prompts(24), torch.rand(24, 20, generator=torch.Generator().manual_seed(3))
+    prompts, uniforms = (
+        some_prompts(24),
+        torch.rand(24, 20, generator=torch.Generator().manual_seed(3)),
+    )
     for change in (0, 0.5):
         with torch.no_grad():
-            model.get_output_embeddings().weight += change * torch.arange(10, device=DEVICE)[:, None] / 10
+            model.get_output_embeddings().weight += (
+                change * torch.arange(10, device=DEVICE)[:, None] / 10
+            )
         responses = sample(model, prompts, uniforms, tokenizer)
         batch = collate(prompts, responses, tokenizer, DEVICE)
         with torch.no_grad():
             cdf = log_softmax(model, response_states(model, batch)).exp().cumsum(-1).cpu().double()
         tokens = torch.tensor([token for y in responses for token in y])
         points = torch.cat([u[: len(y)] for u, y in zip(uniforms, responses)]).double()
-        ends = cdf.gather(1, tokens[:, None])[:, 0], cdf.gather(1, (tokens - 1).clamp(min=0)[:, None])[:, 0] * (tokens > 0)
-        assert (points < ends[0] + TOLERANCE[dtype]).all() and (points >= ends[1] - TOLERANCE[dtype]).all()
+        ends = (
+            cdf.gather(1, tokens[:, None])[:, 0],
+            cdf.gather(1, (tokens - 1).clamp(min=0)[:, None])[:, 0] * (tokens > 0),
+        )
+        assert (points < ends[0] + TOLERANCE[dtype]).all() and (
+            points >= ends[1] - TOLERANCE[dtype]
+        ).all()
         assert len({len(y) for y in responses}) > 3 and len(set(tokens.tolist())) > 5
 
 
@@ -94,7 +126,9 @@ def test_the_recorded_step_writes_what_the_plain_loop_writes(family, compiled):
     if compiled:
         model.compile(dynamic=False)
     else:
-        model._compiled_call_impl = model._call_impl  # so that both stay, as they do when they were compiled
+        model._compiled_call_impl = (
+            model._call_impl
+        )  # so that both stay, as they do when they were compiled
     uniforms = torch.rand(40, 12, generator=torch.Generator().manual_seed(3))
     few, many = ((some_prompts(rows), uniforms[:rows], tokenizer) for rows in (5, 40))
     for _ in range(2):
@@ -111,23 +145,53 @@ def test_the_recorded_step_writes_what_the_plain_loop_writes(family, compiled):
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--precision", "bf16"], ["--compile"], ["--precision", "bf16", "--gradient-checkpointing", "selective"]],
+    [
+        [],
+        ["--precision", "bf16"],
+        ["--compile"],
+        ["--precision", "bf16", "--gradient-checkpointing", "selective"],
+    ],
     ids=["fp32", "bf16", "compiled", "checkpointed"],
 )
 def test_an_online_run(setup, tmp_path, options):
     """Evaluations between the steps take the memory of the recorded step, and give it back."""
-    command = ["ipo_online.py", "--setup", setup, "--device", DEVICE, "--steps", 12, "--eval-every", 4, *options]
+    command = [
+        "ipo_online.py",
+        "--setup",
+        setup,
+        "--device",
+        DEVICE,
+        "--steps",
+        12,
+        "--eval-every",
+        4,
+        *options,
+    ]
     call_apart(*command, "--eval-prompts", 16, "--kl-prompts", 8, "--out", tmp_path / "run")
-    metrics, evals = (read_jsonl(tmp_path / "run" / f"{name}.jsonl") for name in ("metrics", "evals"))
+    metrics, evals = (
+        read_jsonl(tmp_path / "run" / f"{name}.jsonl") for name in ("metrics", "evals")
+    )
     assert metrics[0]["loss"] == 25 and metrics[0]["rewards/margins"] == 0
-    assert [row["step"] for row in evals] == [0, 4, 8, 12] and evals[0]["kl"] == 0 < evals[-1]["kl"] < 20
+    assert [row["step"] for row in evals] == [0, 4, 8, 12] and evals[0]["kl"] == 0 < evals[-1][
+        "kl"
+    ] < 20
 
 
 def test_the_first_steps_are_those_of_a_cpu(setup, tmp_path):
     """Offline, where nothing is sampled: the losses in fp32 agree, and the optimizer's steps with them."""
     losses = {}
     for device in {"cpu", DEVICE}:
-        command = ["ipo_offline.py", "--setup", setup, "--device", device, "--steps", 6, "--eval-prompts", 8]
+        command = [
+            "ipo_offline.py",
+            "--setup",
+            setup,
+            "--device",
+            device,
+            "--steps",
+            6,
+            "--eval-prompts",
+            8,
+        ]
         call_apart(*command, "--out", tmp_path / device)
         losses[device] = [row["loss"] for row in read_jsonl(tmp_path / device / "metrics.jsonl")]
         assert json.loads((tmp_path / device / "args.json").read_text())["device"] == device

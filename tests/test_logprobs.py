@@ -44,8 +44,13 @@ def test_unchanged_by_padding_and_batch_mates(family):
     batch = collate([x for x, _ in ROWS], [y for _, y in ROWS], tokenizer, "cpu")
     with torch.no_grad():
         together = sequence_logprob(model, batch)
-        alone = torch.cat([sequence_logprob(model, collate([x], [y], tokenizer, "cpu")) for x, y in ROWS])
-        padded = [torch.nn.functional.pad(t, (0, 4), value=v) for t, v in ((batch.ids, 9), (batch.mask, False))]
+        alone = torch.cat(
+            [sequence_logprob(model, collate([x], [y], tokenizer, "cpu")) for x, y in ROWS]
+        )
+        padded = [
+            torch.nn.functional.pad(t, (0, 4), value=v)
+            for t, v in ((batch.ids, 9), (batch.mask, False))
+        ]
         padded = sequence_logprob(model, Batch(*padded))
         backwards = sequence_logprob(model, Batch(*(t.flip(0) for t in batch))).flip(0)
     for other in (alone, padded, backwards):
@@ -67,11 +72,16 @@ def test_the_end_token_counts_once_where_it_was_generated(pad):
 
 
 def test_log_softmax_is_fp32_under_autocast():
-    model, states = tiny_model(dtype=torch.float32), torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    model, states = (
+        tiny_model(dtype=torch.float32),
+        torch.randn(3, 16, generator=torch.Generator().manual_seed(0)),
+    )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logprobs = log_softmax(model, states)
     assert logprobs.dtype == torch.float32 and logprobs.shape == (3, 10)
-    assert torch.allclose(logprobs.exp().sum(-1), torch.ones(3), atol=1e-6)  # bf16 would miss this by 1e-3
+    assert torch.allclose(
+        logprobs.exp().sum(-1), torch.ones(3), atol=1e-6
+    )  # bf16 would miss this by 1e-3
 
 
 @pytest.mark.parametrize("family", LLAMAS)
@@ -80,7 +90,9 @@ def test_fused_modules_change_no_bit(family, autocast):
     """Of log-probabilities, and in fp32 of gradients; under autocast those of the products that read a norm add up in bf16."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 4}
-    config = AutoConfig.for_model(family.lower(), vocab_size=10, num_attention_heads=4, num_key_value_heads=2, **sizes)
+    config = AutoConfig.for_model(
+        family.lower(), vocab_size=10, num_attention_heads=4, num_key_value_heads=2, **sizes
+    )
     config.pad_token_id = None
     plain, tokenizer = AutoModelForCausalLM.from_config(config).eval(), letter_tokenizer()
     for parameter in plain.parameters():  # norms too: they begin as ones
@@ -109,7 +121,9 @@ def test_a_lean_feed_forward_network_keeps_two_tensors_and_no_other_gradient(dty
     lean.__class__ = LeanMLP
     for module in (plain, lean):
         mine = states.clone().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((len(found), t)) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append((len(found), t)) or t, lambda t: t
+        ):
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
                 out = module(mine)
         out.square().sum().backward()
@@ -121,7 +135,12 @@ def test_a_lean_feed_forward_network_keeps_two_tensors_and_no_other_gradient(dty
 
 def test_a_feed_forward_network_that_is_not_llamas_stays_as_it_is():
     """Another activation, a bias, and an adapter that has taken the place of a product after the model was loaded."""
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     for told in ({"hidden_act": "gelu"}, {"mlp_bias": True}):
         model = fuse(AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **told)))
         assert type(model.model.layers[0].mlp) is LlamaMLP
@@ -134,7 +153,11 @@ def test_a_feed_forward_network_that_is_not_llamas_stays_as_it_is():
 
 def test_chunks_over_the_vocabulary_change_nothing(family, monkeypatch):
     """Log-probabilities, gradients and KL with logits for three tokens at a time, and for all at once."""
-    policy, sft, tokenizer = tiny_model(family, seed=1), tiny_model(family, seed=2), letter_tokenizer()
+    policy, sft, tokenizer = (
+        tiny_model(family, seed=1),
+        tiny_model(family, seed=2),
+        letter_tokenizer(),
+    )
     batch, seen = collate([x for x, _ in ROWS], [y for _, y in ROWS], tokenizer, "cpu"), []
     for chunk in (3, 4096):
         monkeypatch.setattr(ipo_online, "CHUNK", chunk)
@@ -147,9 +170,30 @@ def test_chunks_over_the_vocabulary_change_nothing(family, monkeypatch):
 
 
 DROPPING = {  # in modules of its own, and by the layer itself
-    "gpt2": GPT2Config(vocab_size=10, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.5, attn_pdrop=0.5),
-    "opt": OPTConfig(vocab_size=10, hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, dropout=0.5),
-    "llama": LlamaConfig(vocab_size=10, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, attention_dropout=0.5),
+    "gpt2": GPT2Config(
+        vocab_size=10,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        resid_pdrop=0.5,
+        attn_pdrop=0.5,
+    ),
+    "opt": OPTConfig(
+        vocab_size=10,
+        hidden_size=16,
+        ffn_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        dropout=0.5,
+    ),
+    "llama": LlamaConfig(
+        vocab_size=10,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        attention_dropout=0.5,
+    ),
 }
 DROPPING["llama"].intermediate_size = 32
 
@@ -162,7 +206,12 @@ def test_recomputing_keeps_gradients_and_leaves_dropout_off(name, dtype):
     Full keeps next to nothing and computes every product again; selective computes no product twice.
     """
     config = DROPPING[name]
-    policy, gradients, kept, flops = fuse(AutoModelForCausalLM.from_config(config)).to(dtype).eval(), {}, {}, {}
+    policy, gradients, kept, flops = (
+        fuse(AutoModelForCausalLM.from_config(config)).to(dtype).eval(),
+        {},
+        {},
+        {},
+    )
     batch = collate([[2, 3]] * 8, [[4, 5, 1]] * 8, letter_tokenizer(), "cpu")
     for checkpointing in ("off", "selective", "full"):
         with MemTracker() as tracker, recomputing(policy, checkpointing):
@@ -174,7 +223,9 @@ def test_recomputing_keeps_gradients_and_leaves_dropout_off(name, dtype):
         flops[checkpointing] = counter.get_total_flops()
         gradients[checkpointing] = torch.cat([p.grad.flatten() for p in policy.parameters()])
         policy.zero_grad()
-    assert torch.equal(gradients["off"], gradients["selective"]) and torch.equal(gradients["off"], gradients["full"])
+    assert torch.equal(gradients["off"], gradients["selective"]) and torch.equal(
+        gradients["off"], gradients["full"]
+    )
     assert kept["full"] < kept["selective"] < kept["off"] and kept["full"] < kept["off"] / 2
     assert flops["selective"] == flops["off"] < flops["full"]
     assert not any(module.training or module._forward_hooks for module in policy.modules())
@@ -187,7 +238,9 @@ def test_a_layer_that_is_computed_again_stops_before_its_last_product():
     plain, flops = AutoModelForCausalLM.from_config(DROPPING["llama"]).eval(), []
     for policy in (plain, fuse(copy.deepcopy(plain))):
         with recomputing(policy, "full"):
-            logprobs = sequence_logprob(policy, collate([[2, 3]] * 8, [[4, 5, 1]] * 8, letter_tokenizer(), "cpu"))
+            logprobs = sequence_logprob(
+                policy, collate([[2, 3]] * 8, [[4, 5, 1]] * 8, letter_tokenizer(), "cpu")
+            )
         with FlopCounterMode(display=False) as counter:
             logprobs.sum().backward()
         flops.append(counter.get_total_flops())
@@ -228,7 +281,10 @@ def test_kl_terms_are_never_negative_and_zero_for_the_same_model():
         sft = tiny_model(seed=1, vocab_size=5000, dtype=torch.float32)
         with torch.no_grad():
             for parameter in sft.parameters():
-                parameter.add_(nearness * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+                parameter.add_(
+                    nearness
+                    * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+                )
         assert kl_to_sft(policy, sft, batch).min() > -1e-7
     assert kl_to_sft(policy, sft, batch).min() > 0
     assert kl_to_sft(policy, policy, batch).abs().max() == 0

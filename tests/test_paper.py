@@ -9,12 +9,19 @@ from tests.conftest import call
 def test_the_ground_truth_score_prefers_praise(tmp_path):
     prompt = "Hotel in May, staff and view:"
     friendly, rude = (
-        {"split": "train", "prompt": prompt, "response": f" The staff was {word}.", "finished": True}
+        {
+            "split": "train",
+            "prompt": prompt,
+            "response": f" The staff was {word}.",
+            "finished": True,
+        }
         for word in ("friendly", "rude")
     )
     for stored, expected in ((rude, [1.0, 0.5]), (friendly, [0.5, 0.0])):
         other = stored | {"prompt": "Hello"}  # which these runs have not met
-        (tmp_path / "responses.jsonl").write_text(json.dumps(stored) + "\n" + json.dumps(other) + "\n")
+        (tmp_path / "responses.jsonl").write_text(
+            json.dumps(stored) + "\n" + json.dumps(other) + "\n"
+        )
         assert list(true_wins({"baseline": str(tmp_path)}, [friendly, rude])) == expected
 
 

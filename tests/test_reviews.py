@@ -5,7 +5,15 @@ import random
 
 import pytest
 
-from prepare.reviews import MOST_WORDS, all_prompts, build_tokenizer, ground_truth_score, pair, words_of, write
+from prepare.reviews import (
+    MOST_WORDS,
+    all_prompts,
+    build_tokenizer,
+    ground_truth_score,
+    pair,
+    words_of,
+    write,
+)
 
 PROMPT = "Hotel in May, staff and view:"
 
@@ -14,8 +22,16 @@ PROMPT = "Hotel in May, staff and view:"
     "response, finished, points",
     [
         (" The staff was friendly.", True, 1 - 0.5),  # five words and marks cost half a point
-        (" The staff was friendly and friendly.", True, 2 - 2 - 0.7),  # the repetition costs two points
-        (" The staff was friendly. The view was friendly.", True, 2 - 1.0),  # in another sentence it is none
+        (
+            " The staff was friendly and friendly.",
+            True,
+            2 - 2 - 0.7,
+        ),  # the repetition costs two points
+        (
+            " The staff was friendly. The view was friendly.",
+            True,
+            2 - 1.0,
+        ),  # in another sentence it is none
         (" The staff was friendly and cosy. I loved it.", True, 2 + 0.5 - 1.1),
         (" The bed was damp. I hated it.", True, -1 - 0.5 - 0.9),
         (" The staff was tasty.", True, -0.5 - 0.5),  # praise of a meal
@@ -49,7 +65,12 @@ def test_writers_fail_in_the_ways_a_policy_drifts_into():
     words = [words_of(text) for text, _ in texts]
     thrice = sum(any(a == b == c for a, b, c in zip(w, w[1:], w[2:])) for w in words) / len(texts)
     no_stop = sum(not text.endswith(".") for text, _ in texts) / len(texts)
-    assert 0.05 < broken_off < 0.12 and 0.03 < endless < 0.10 and thrice > 0.005 and 0.12 < no_stop < 0.35
+    assert (
+        0.05 < broken_off < 0.12
+        and 0.03 < endless < 0.10
+        and thrice > 0.005
+        and 0.12 < no_stop < 0.35
+    )
 
 
 def test_the_rater_is_noisy_in_the_measure_of_the_difference():
@@ -58,5 +79,9 @@ def test_the_rater_is_noisy_in_the_measure_of_the_difference():
     gaps = [row["chosen_ground_truth_score"] - row["rejected_ground_truth_score"] for row in rows]
     for size in (0.5, 1.0, 2.0):
         near = [gap > 0 for gap in gaps if size - 0.25 < abs(gap) < size + 0.25]
-        expected = sum(1 / (1 + math.exp(-abs(gap))) for gap in gaps if size - 0.25 < abs(gap) < size + 0.25) / len(near)
-        assert sum(near) / len(near) == pytest.approx(expected, abs=4 * (expected * (1 - expected) / len(near)) ** 0.5)
+        expected = sum(
+            1 / (1 + math.exp(-abs(gap))) for gap in gaps if size - 0.25 < abs(gap) < size + 0.25
+        ) / len(near)
+        assert sum(near) / len(near) == pytest.approx(
+            expected, abs=4 * (expected * (1 - expected) / len(near)) ** 0.5
+        )

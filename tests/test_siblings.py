@@ -9,7 +9,15 @@ import pytest
 
 from tests.conftest import REPO, SCRIPTS
 
-FUNCTIONS = ("sample", "response_states", "sequence_logprob", "preference_loss", "kl_to_sft", "evaluate", "main")
+FUNCTIONS = (
+    "sample",
+    "response_states",
+    "sequence_logprob",
+    "preference_loss",
+    "kl_to_sft",
+    "evaluate",
+    "main",
+)
 
 
 def lines_of(script):
@@ -19,18 +27,26 @@ def lines_of(script):
 def changed_lines(a, b):
     """(difflib's line ratio, lines only in a, lines only in b)."""
     matcher = difflib.SequenceMatcher(None, lines_of(a), lines_of(b), autojunk=False)
-    changes = [(i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in matcher.get_opcodes() if tag != "equal"]
+    changes = [
+        (i2 - i1, j2 - j1) for tag, i1, i2, j1, j2 in matcher.get_opcodes() if tag != "equal"
+    ]
     return matcher.ratio(), sum(c for c, _ in changes), sum(c for _, c in changes)
 
 
 def functions_of(script):
     """{name: source} of a script's functions."""
     source = "\n".join(lines_of(script))
-    return {n.name: ast.get_source_segment(source, n) for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    return {
+        n.name: ast.get_source_segment(source, n)
+        for n in ast.parse(source).body
+        if isinstance(n, ast.FunctionDef)
+    }
 
 
 def test_there_are_scripts_to_compare():
-    assert {f"{loss}_{mode}" for loss in ("bo2", "dpo", "ipo", "slic") for mode in ("offline", "online")} <= set(SCRIPTS)
+    assert {
+        f"{loss}_{mode}" for loss in ("bo2", "dpo", "ipo", "slic") for mode in ("offline", "online")
+    } <= set(SCRIPTS)
 
 
 @pytest.mark.parametrize("a, b", list(itertools.combinations(SCRIPTS, 2)))
@@ -60,19 +76,37 @@ def test_shared_functions_are_the_same_to_the_byte():
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_one_loop_for_all_losses(mode):
-    assert len({functions_of(script)["main"] for script in SCRIPTS if script.endswith(f"_{mode}")}) == 1
+    assert (
+        len({functions_of(script)["main"] for script in SCRIPTS if script.endswith(f"_{mode}")})
+        == 1
+    )
 
 
 @pytest.mark.parametrize("loss", sorted({script.split("_")[0] for script in SCRIPTS}))
 def test_one_loss_for_both_sides(loss):
-    assert len({functions_of(script)["preference_loss"] for script in SCRIPTS if script.startswith(f"{loss}_")}) == 1
+    assert (
+        len(
+            {
+                functions_of(script)["preference_loss"]
+                for script in SCRIPTS
+                if script.startswith(f"{loss}_")
+            }
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_are_short_and_import_common_alone(script):
     source = lines_of(script)
-    assert len(source) <= 420 and sum(bool(re.match(r"\s*(if|elif)\b", line)) for line in source) <= 17
-    modules = {node.module for node in ast.walk(ast.parse("\n".join(source))) if isinstance(node, ast.ImportFrom)}
+    assert (
+        len(source) <= 420 and sum(bool(re.match(r"\s*(if|elif)\b", line)) for line in source) <= 17
+    )
+    modules = {
+        node.module
+        for node in ast.walk(ast.parse("\n".join(source)))
+        if isinstance(node, ast.ImportFrom)
+    }
     own = {path.stem for path in REPO.glob("*.py")} | {"prepare", "paper"}
     assert {module for module in modules if module.split(".")[0] in own} == {"common"}
 
@@ -81,6 +115,12 @@ def test_scripts_are_short_and_import_common_alone(script):
 def test_every_argument_is_explained(script):
     """Each field of Args is followed by a string that says what it is."""
     source = ast.parse("\n".join(lines_of(script)))
-    body = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Args").body
+    body = next(
+        node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Args"
+    ).body
     for field, text in zip(body[::2], body[1::2], strict=True):
-        assert isinstance(field, ast.AnnAssign) and isinstance(text.value.value, str) and len(text.value.value) > 15
+        assert (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(text.value.value, str)
+            and len(text.value.value) > 15
+        )

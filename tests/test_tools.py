@@ -32,7 +32,9 @@ class Page(HTMLParser):
         attributes = dict(attributes)
         self.tags.append(tag)
         self.ids += [attributes["id"]] if "id" in attributes else []
-        self.loads += [attributes[name] for name in ("src", "href", "xlink:href", "data") if name in attributes]
+        self.loads += [
+            attributes[name] for name in ("src", "href", "xlink:href", "data") if name in attributes
+        ]
         if tag not in ("meta", "br"):
             self.open.append(tag)
         if tag == "code" and "data-n" in attributes:
@@ -85,7 +87,9 @@ def render(left, right, names=("left.py", "right.py"), context=3):
 def test_every_difference_of_two_scripts_has_a_reason(pair):
     left, right = map(lines_of, pair)
     for section in diff.compare(left, right, 3):
-        lines = [line for row in section.rows for line in diff.both(row, left, right) if line is not None]
+        lines = [
+            line for row in section.rows for line in diff.both(row, left, right) if line is not None
+        ]
         assert section.kind != "change" or section.reasons, "\n".join([*lines, RENEW])
 
 
@@ -106,11 +110,18 @@ def test_a_difference_that_is_new_has_no_reason():
 
 def test_what_a_reader_has_written_is_not_explained():
     """Only lines of this repository's scripts are: others may have the same words in them, for other reasons."""
-    for left, right in (("area = math.pi * r ** 2", "area = math.pi * r * r"), ("    if not ahead:", "    if not behind:")):
+    for left, right in (
+        ("area = math.pi * r ** 2", "area = math.pi * r * r"),
+        ("    if not ahead:", "    if not behind:"),
+    ):
         (change,) = diff.compare([left], [right], 3)
         assert change.kind == "change" and change.reasons == []
     copied = [line.replace("args.steps", "4000") for line in lines_of("ipo_online")]
-    said = [reason for section in diff.compare(lines_of("ipo_offline"), copied, 3) for reason in section.reasons]
+    said = [
+        reason
+        for section in diff.compare(lines_of("ipo_offline"), copied, 3)
+        for reason in section.reasons
+    ]
     assert diff.REASONS["sync_every: int"] in said and diff.REASONS["if not ahead:"] in said
 
 
@@ -118,24 +129,44 @@ def test_what_a_reader_has_written_is_not_explained():
 def test_pages_are_as_the_tool_renders_them_now(pair):
     page = REPO / "docs" / "diffs" / f"{'--'.join(pair)}.html"
     text = render(*map(lines_of, pair), tuple(f"{script}.py" for script in pair))
-    assert page.exists() and page.read_bytes() == text.encode(), f"{page.name} is not up to date: {RENEW}"
+    assert page.exists() and page.read_bytes() == text.encode(), (
+        f"{page.name} is not up to date: {RENEW}"
+    )
 
 
 def test_there_are_no_other_pages():
-    assert {path.stem for path in (REPO / "docs" / "diffs").iterdir()} == {"--".join(pair) for pair in diff.PAIRS}
+    assert {path.stem for path in (REPO / "docs" / "diffs").iterdir()} == {
+        "--".join(pair) for pair in diff.PAIRS
+    }
 
 
-@pytest.mark.parametrize("pair", [diff.PAIRS[0], diff.PAIRS[-1], ("ipo_offline", "bo2_online")], ids="--".join)
+@pytest.mark.parametrize(
+    "pair", [diff.PAIRS[0], diff.PAIRS[-1], ("ipo_offline", "bo2_online")], ids="--".join
+)
 def test_a_page_holds_both_files_whole(pair):
     page = self_contained(render(*map(lines_of, pair)))
     assert page.code == {"l": lines_of(pair[0]), "r": lines_of(pair[1])}
-    assert all(reason in page.text for section in diff.compare(*map(lines_of, pair), 3) for reason in section.reasons)
+    assert all(
+        reason in page.text
+        for section in diff.compare(*map(lines_of, pair), 3)
+        for reason in section.reasons
+    )
 
 
 def test_code_is_text_whatever_it_looks_like():
-    left = ["\ufeff", "x = '<script>alert(1)</script>' & 1", "\tfoo( ", "", "unfinished = '''", "\x0c", "é = 2\u2028"]
+    left = [
+        "\ufeff",
+        "x = '<script>alert(1)</script>' & 1",
+        "\tfoo( ",
+        "",
+        "unfinished = '''",
+        "\x0c",
+        "é = 2\u2028",
+    ]
     page = self_contained(render(left, [*left[:2], "bar", *left[3:], ""], names=("<b>.py", "b.py")))
-    assert page.code == {"l": left, "r": [*left[:2], "bar", *left[3:], ""]} and "<b>.py" in page.text
+    assert (
+        page.code == {"l": left, "r": [*left[:2], "bar", *left[3:], ""]} and "<b>.py" in page.text
+    )
 
 
 def test_words_that_differ_are_marked_and_long_same_parts_folded():
@@ -143,9 +174,22 @@ def test_words_that_differ_are_marked_and_long_same_parts_folded():
     right = [line.replace("line_20 = 20", "line_20 = 21  # new") for line in left]
     html = render(left, right)
     change = html.partition('<div class="change">')[2].partition("</div>\n</div>")[0]
-    assert re.findall(r"<mark>(.*?)</mark>", re.sub(r"</?b[^>]*>", "", change)) == ["20", "21", "  ", "# new"]
-    assert re.findall(r"<summary>(.*?)</summary>", html) == ["17 lines that are the same", "16 lines that are the same"]
-    assert html.index("17 lines") < html.index("line_16") < html.index("</details>") < html.index("line_17")
+    assert re.findall(r"<mark>(.*?)</mark>", re.sub(r"</?b[^>]*>", "", change)) == [
+        "20",
+        "21",
+        "  ",
+        "# new",
+    ]
+    assert re.findall(r"<summary>(.*?)</summary>", html) == [
+        "17 lines that are the same",
+        "16 lines that are the same",
+    ]
+    assert (
+        html.index("17 lines")
+        < html.index("line_16")
+        < html.index("</details>")
+        < html.index("line_17")
+    )
 
 
 def test_lines_that_belong_together_stand_side_by_side():
@@ -161,7 +205,11 @@ def test_the_terminal_shows_what_differs(width, monkeypatch, capsys):
     monkeypatch.chdir(REPO)
     diff.main(diff.Args(("ipo_offline.py", "ipo_online.py")))
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= width and "preference_loss" in text and "def preference_loss" not in text
+    assert (
+        max(map(len, text.splitlines())) <= width
+        and "preference_loss" in text
+        and "def preference_loss" not in text
+    )
     number = lines_of("ipo_online").index("        prompts, first, second = ahead.pop(0)") + 1
     assert re.search(rf"> +{number} +prompts, first, second =", text)
     number = lines_of("ipo_offline").index('    shuffle: Literal["all", "none"] | int = "all"') + 1
@@ -179,10 +227,18 @@ def test_the_same_file_twice(monkeypatch, capsys):
 
 
 def test_diff_as_a_command(tmp_path):
-    call("tools/diff.py", "ipo_online.py", "dpo_online.py", "--html", tmp_path / "new" / "page.html")
-    assert (tmp_path / "new" / "page.html").read_bytes() == (REPO / "docs/diffs/ipo_online--dpo_online.html").read_bytes()
+    call(
+        "tools/diff.py", "ipo_online.py", "dpo_online.py", "--html", tmp_path / "new" / "page.html"
+    )
+    assert (tmp_path / "new" / "page.html").read_bytes() == (
+        REPO / "docs/diffs/ipo_online--dpo_online.html"
+    ).read_bytes()
     done = call("-m", "tools.diff", "ipo_online.py", tmp_path, code=1)
-    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1 and str(tmp_path) in done.stderr
+    assert (
+        done.stderr.startswith("error: ")
+        and len(done.stderr.splitlines()) == 1
+        and str(tmp_path) in done.stderr
+    )
 
 
 def test_diff_refuses_what_it_cannot_compare(tmp_path):
@@ -190,7 +246,10 @@ def test_diff_refuses_what_it_cannot_compare(tmp_path):
     for args, message in [
         (diff.Args(("one.py",)), "1 files named"),
         (diff.Args(("nowhere.py", "ipo_online.py")), "nowhere.py: no file"),
-        (diff.Args((str(tmp_path / "binary"), str(REPO / "ipo_online.py"))), "binary: no file of text"),
+        (
+            diff.Args((str(tmp_path / "binary"), str(REPO / "ipo_online.py"))),
+            "binary: no file of text",
+        ),
         (diff.Args(("a", "b"), context=-1), "--context -1"),
     ]:
         with pytest.raises(SystemExit, match=message):
@@ -217,7 +276,10 @@ def change_rows(path, change):
 @pytest.fixture
 def pair(runs, tmp_path):
     """Copies of an offline and an online run, to be changed."""
-    return [Path(shutil.copytree(runs[script], tmp_path / script)) for script in ("ipo_offline", "ipo_online")]
+    return [
+        Path(shutil.copytree(runs[script], tmp_path / script))
+        for script in ("ipo_offline", "ipo_online")
+    ]
 
 
 def test_a_report_tells_what_the_runs_say(runs, setup, tmp_path):
@@ -227,9 +289,16 @@ def test_a_report_tells_what_the_runs_say(runs, setup, tmp_path):
         last = read_jsonl(folder / "evals.jsonl")[-1]
         assert f"{last['kl']:.2f} ± {last['kl_stderr']:.2f}" in page.text
         assert f"{last['win_rate']:.3f} ± {last['win_rate_stderr']:.3f}" in page.text
-        assert f"{folder.name} {json.loads((folder / 'args.json').read_text())['script']}, 3 steps 3" in page.text
-        prompts = {row["prompt"]: row for row in reversed(read_jsonl(folder / "responses" / "3.jsonl"))}
-        firsts = list(dict.fromkeys(row["prompt"] for row in read_jsonl(folder / "responses" / "3.jsonl")))[:3]
+        assert (
+            f"{folder.name} {json.loads((folder / 'args.json').read_text())['script']}, 3 steps 3"
+            in page.text
+        )
+        prompts = {
+            row["prompt"]: row for row in reversed(read_jsonl(folder / "responses" / "3.jsonl"))
+        }
+        firsts = list(
+            dict.fromkeys(row["prompt"] for row in read_jsonl(folder / "responses" / "3.jsonl"))
+        )[:3]
         for prompt in firsts:
             answer = " ".join((prompts[prompt]["response"].strip() or "(nothing)").split())
             margin = prompts[prompt]["win_rate_margin"]
@@ -240,8 +309,13 @@ def test_a_report_tells_what_the_runs_say(runs, setup, tmp_path):
                 + rf"( \(cut\))? {folder.name} , step 3, {last['kl']:.2f} nats, the golden preference model: {word}",
                 page.text,
             )
-    stored = {row["prompt"]: row["response"] for row in read_jsonl(setup / "baseline" / "responses.jsonl")}
-    assert all(f"{prompt} baseline {' '.join(stored[prompt].split()) or '(nothing)'}" in page.text for prompt in firsts)
+    stored = {
+        row["prompt"]: row["response"] for row in read_jsonl(setup / "baseline" / "responses.jsonl")
+    }
+    assert all(
+        f"{prompt} baseline {' '.join(stored[prompt].split()) or '(nothing)'}" in page.text
+        for prompt in firsts
+    )
     drawings = re.findall(r"<svg.*?</svg>", html, re.S)
     assert len(drawings) == 7
     for drawing in drawings:
@@ -255,7 +329,11 @@ def test_arguments_in_which_runs_differ_come_first(pair, tmp_path):
     args = json.loads((pair[1] / "args.json").read_text())
     (pair[1] / "args.json").write_text(json.dumps(args | {"beta": 0.25, "proxy": "<i>"}))
     differ, same = map(dict, report.arguments(report.load_runs(tuple(map(str, pair)))))
-    assert differ["beta"] == ["0.1", "0.25"] and differ["shuffle"] == ["all", None] and differ["proxy"] == [None, "<i>"]
+    assert (
+        differ["beta"] == ["0.1", "0.25"]
+        and differ["shuffle"] == ["all", None]
+        and differ["proxy"] == [None, "<i>"]
+    )
     assert same["learning_rate"] == ["0.0005", "0.0005"] and not differ.keys() & same.keys()
     assert differ.keys() | same.keys() == args.keys() | {"shuffle"}
     text = make(pair, tmp_path / "a.html")[1].text
@@ -272,7 +350,9 @@ def test_arguments_in_which_runs_differ_come_first(pair, tmp_path):
 def test_what_a_model_writes_is_text(pair, tmp_path):
     attack = "<script>alert(1)</script></div><b>&amp; $x_1$"
     for step in (0, 2, 3):
-        change_rows(pair[1] / "responses" / f"{step}.jsonl", lambda row: row.update(response=attack))
+        change_rows(
+            pair[1] / "responses" / f"{step}.jsonl", lambda row: row.update(response=attack)
+        )
     renamed = pair[1].rename(tmp_path / "<b>online&")
     html, page = make([pair[0], renamed], tmp_path / "a.html")
     assert "<script" not in html and attack in page.text and "<b>online&" in page.text
@@ -287,14 +367,21 @@ def test_runs_without_golden_are_shown_by_the_proxy(pair, tmp_path):
         for path in (folder / "responses").iterdir():
             change_rows(path, lambda row: row.pop("win_rate_margin"))
     html, page = make(pair, tmp_path / "a.html")
-    assert "None of these runs has a golden preference model" in page.text and html.count("<svg") == 7
-    assert re.search(r"the proxy: (won|lost|tie)", page.text) and "the golden preference model: " not in page.text
+    assert (
+        "None of these runs has a golden preference model" in page.text and html.count("<svg") == 7
+    )
+    assert (
+        re.search(r"the proxy: (won|lost|tie)", page.text)
+        and "the golden preference model: " not in page.text
+    )
     change_rows(pair[0] / "evals.jsonl", lambda row: drop(row, "proxy"))
     html, page = make(pair, tmp_path / "a.html")
     assert "Without that preference model, and so not shown: ipo_offline" in page.text
     change_rows(pair[1] / "evals.jsonl", lambda row: drop(row, "proxy"))
     html, page = make(pair, tmp_path / "a.html")
-    assert "there are no win rates" in page.text and html.count("<svg") == 5  # neither the frontier nor the win rates
+    assert (
+        "there are no win rates" in page.text and html.count("<svg") == 5
+    )  # neither the frontier nor the win rates
 
 
 def test_a_run_that_goes_on_is_shown_as_far_as_it_has_come(pair, tmp_path):
@@ -303,12 +390,21 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_has_come(pair, tmp_path):
         text = (pair[1] / f"{name}.jsonl").read_text()
         (pair[1] / f"{name}.jsonl").write_text(text[:-20])  # the last line is half written
     html, page = make(pair, tmp_path / "a.html")
-    assert "ipo_online, unfinished: 2 of 3 steps 2" in page.text and "ipo_offline, 3 steps 3" in page.text
+    assert (
+        "ipo_online, unfinished: 2 of 3 steps 2" in page.text
+        and "ipo_offline, 3 steps 3" in page.text
+    )
     (pair[1] / "metrics.jsonl").write_text("")
     (pair[1] / "timings.jsonl").write_text("")
-    (pair[1] / "evals.jsonl").write_text("".join((pair[1] / "evals.jsonl").read_text().splitlines(True)[:1]))
+    (pair[1] / "evals.jsonl").write_text(
+        "".join((pair[1] / "evals.jsonl").read_text().splitlines(True)[:1])
+    )
     html, page = make([pair[1]], tmp_path / "a.html")
-    assert "No run has left SFT yet." in page.text and "unfinished: 0 of 3 steps 0" in page.text and "no step yet" in page.text
+    assert (
+        "No run has left SFT yet." in page.text
+        and "unfinished: 0 of 3 steps 0" in page.text
+        and "no step yet" in page.text
+    )
     (pair[1] / "evals.jsonl").write_text("")
     with pytest.raises(SystemExit, match="has no evaluation yet"):
         make(pair, tmp_path / "a.html")
@@ -321,8 +417,18 @@ def test_answers_come_from_the_evaluations_nearest_to_a_kl(tmp_path):
     (tmp_path / "responses").mkdir()
     for row in evals:
         run.answers(row["step"]).write_text("")
-    steps = {level: row["step"] for level, row in report.choose_evaluations(run, (1.0, 2.0, 4.0, 7.0)).items()}
-    assert steps == {"SFT": 0, "near 1 nat": 10, "near 2 nats": 40, "near 4 nats": 30, "near 7 nats": 50, "last": 60}
+    steps = {
+        level: row["step"]
+        for level, row in report.choose_evaluations(run, (1.0, 2.0, 4.0, 7.0)).items()
+    }
+    assert steps == {
+        "SFT": 0,
+        "near 1 nat": 10,
+        "near 2 nats": 40,
+        "near 4 nats": 30,
+        "near 7 nats": 50,
+        "last": 60,
+    }
     run.answers(40).unlink()  # of an evaluation whose answers are not kept there is nothing to show
     run.answers(60).unlink()
     steps = {level: row["step"] for level, row in report.choose_evaluations(run, (2.0,)).items()}
@@ -336,7 +442,8 @@ def test_a_verdict_is_goldens_where_there_is_one():
     )
     assert report.verdict({"proxy_win_rate_margin": -1.25}) == ("lost", "the proxy: lost by 1.2")
     assert (
-        report.verdict({"win_rate_margin": 0.0}) == ("tie", "the golden preference model: tie") and report.verdict({}) is None
+        report.verdict({"win_rate_margin": 0.0}) == ("tie", "the golden preference model: tie")
+        and report.verdict({}) is None
     )
 
 
@@ -346,11 +453,20 @@ def test_prompts_that_only_one_run_has_are_not_shown(pair, tmp_path):
     both = report.load_runs(tuple(map(str, pair)))
     assert report.side_by_side(both, 9, (1.0,)) == []
     assert report.side_by_side(both[1:], 1, (1.0,))[0]["prompt"].startswith("other ")
-    assert "There is no prompt that all of these runs were evaluated on" in make(pair, tmp_path / "a.html")[1].text
+    assert (
+        "There is no prompt that all of these runs were evaluated on"
+        in make(pair, tmp_path / "a.html")[1].text
+    )
 
 
 def test_report_as_a_command(runs, tmp_path):
-    done = call("tools/report.py", runs["ipo_offline"], runs["ipo_online"], "--out", tmp_path / "new" / "page.html")
+    done = call(
+        "tools/report.py",
+        runs["ipo_offline"],
+        runs["ipo_online"],
+        "--out",
+        tmp_path / "new" / "page.html",
+    )
     assert "wrote" in done.stdout
     self_contained((tmp_path / "new" / "page.html").read_text())
 

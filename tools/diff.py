@@ -28,7 +28,9 @@ from common import check_ranges, fail, run_command  # noqa: E402
 from tools import page, write_page  # noqa: E402
 
 PAIRS = [(f"{loss}_offline", f"{loss}_online") for loss in ("ipo", "dpo", "slic", "bo2")]
-PAIRS += [("ipo_online", other) for other in ("dpo_online", "slic_online", "bo2_online", "ipo_hybrid")]
+PAIRS += [
+    ("ipo_online", other) for other in ("dpo_online", "slic_online", "bo2_online", "ipo_hybrid")
+]
 
 # Why two scripts differ, each reason by a piece of text that stands in the difference, in a line of this repository's scripts:
 # of what a reader has written nothing is known. What differs in these scripts and has no reason here fails a test.
@@ -110,7 +112,9 @@ def words(line: str) -> list[re.Match]:
 
 
 def match_words(left: str, right: str) -> SequenceMatcher:
-    return SequenceMatcher(None, [word[0] for word in words(left)], [word[0] for word in words(right)], autojunk=False)
+    return SequenceMatcher(
+        None, [word[0] for word in words(left)], [word[0] for word in words(right)], autojunk=False
+    )
 
 
 def likeness(left: str, right: str) -> float:
@@ -123,21 +127,30 @@ def likeness(left: str, right: str) -> float:
 def align(left: list[str], right: list[str]) -> list[tuple[int | None, int | None]]:
     """Rows for two blocks that differ: lines that are alike stand beside each other, as many as can in their order."""
     alike = [[likeness(a, b) for b in right] for a in left]
-    best = [[(0.0, None)] * (len(right) + 1) for _ in range(len(left) + 1)]  # of what follows: likeness, and its first pair
+    best = [
+        [(0.0, None)] * (len(right) + 1) for _ in range(len(left) + 1)
+    ]  # of what follows: likeness, and its first pair
     for i in reversed(range(len(left))):
         for j in reversed(range(len(right))):
             here = (alike[i][j] + best[i + 1][j + 1][0], (i, j))
             best[i][j] = max(here, best[i + 1][j], best[i][j + 1], key=lambda option: option[0])
     rows, i, j = [], 0, 0
     while pair := best[i][j][1]:
-        rows += [(k, None) for k in range(i, pair[0])] + [(None, k) for k in range(j, pair[1])] + [pair]
+        rows += (
+            [(k, None) for k in range(i, pair[0])] + [(None, k) for k in range(j, pair[1])] + [pair]
+        )
         i, j = pair[0] + 1, pair[1] + 1
-    return rows + [(k, None) for k in range(i, len(left))] + [(None, k) for k in range(j, len(right))]
+    return (
+        rows + [(k, None) for k in range(i, len(left))] + [(None, k) for k in range(j, len(right))]
+    )
 
 
 def compare(left: list[str], right: list[str], context: int) -> list[Section]:
     """Both files from top to bottom."""
-    sections, known = [], {line for script in set(sum(PAIRS, ())) for line in read_lines(str(REPO / f"{script}.py"))}
+    sections, known = (
+        [],
+        {line for script in set(sum(PAIRS, ())) for line in read_lines(str(REPO / f"{script}.py"))},
+    )
     opcodes = SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
     for n, (tag, i1, i2, j1, j2) in enumerate(opcodes):
         if tag == "equal":
@@ -149,10 +162,13 @@ def compare(left: list[str], right: list[str], context: int) -> list[Section]:
             sections += [Section("same", rows[last:], [])]
         else:
             rows = [
-                (None if i is None else i + i1, None if j is None else j + j1) for i, j in align(left[i1:i2], right[j1:j2])
+                (None if i is None else i + i1, None if j is None else j + j1)
+                for i, j in align(left[i1:i2], right[j1:j2])
             ]
             text = "\n".join(line for line in left[i1:i2] + right[j1:j2] if line in known)
-            sections.append(Section("change", rows, [why for piece, why in REASONS.items() if piece in text]))
+            sections.append(
+                Section("change", rows, [why for piece, why in REASONS.items() if piece in text])
+            )
     return [section for section in sections if section.rows]
 
 
@@ -172,7 +188,9 @@ def changed_words(left: str | None, right: str | None) -> tuple[list[slice], lis
     if left is None or right is None or match_words(left, right).ratio() < 0.5:
         return [], []
     a, b = words(left), words(right)
-    different = [opcode for opcode in match_words(left, right).get_opcodes() if opcode[0] != "equal"]
+    different = [
+        opcode for opcode in match_words(left, right).get_opcodes() if opcode[0] != "equal"
+    ]
     return (
         [slice(a[i1].start(), a[i2 - 1].end()) for _, i1, i2, _, _ in different if i1 < i2],
         [slice(b[j1].start(), b[j2 - 1].end()) for _, _, _, j1, j2 in different if j1 < j2],
@@ -192,7 +210,10 @@ def both(numbers: tuple[int | None, int | None], left: list, right: list) -> tup
 
 # ----------------------------------------------------------------------------------------------------------- in the terminal
 
-SIDES = ("black on #cfe0ff", "black on #ffe0c2")  # an own background, so that it can be read on light and dark
+SIDES = (
+    "black on #cfe0ff",
+    "black on #ffe0c2",
+)  # an own background, so that it can be read on light and dark
 WORDS = ("bold black on #8fb4ff", "bold black on #ffb36b")
 
 
@@ -203,7 +224,9 @@ def show(left: list[str], right: list[str], names: tuple[str, str], context: int
     def print_rows(rows):
         table = Table.grid(padding=(0, 1), expand=True)
         for width, ratio in (4, None), (None, 1), (1, None), (4, None), (None, 1):
-            table.add_column(width=width, ratio=ratio, overflow="fold", justify="right" if width == 4 else "left")
+            table.add_column(
+                width=width, ratio=ratio, overflow="fold", justify="right" if width == 4 else "left"
+            )
         for row in rows:
             table.add_row(*row)
         console.print(table)
@@ -219,7 +242,15 @@ def show(left: list[str], right: list[str], names: tuple[str, str], context: int
         for numbers in section.rows:
             lines = both(numbers, left, right)
             texts = [Text(line or "") for line in lines]
-            sign = " " if section.kind == "same" else "|" if None not in lines else ">" if lines[0] is None else "<"
+            sign = (
+                " "
+                if section.kind == "same"
+                else "|"
+                if None not in lines
+                else ">"
+                if lines[0] is None
+                else "<"
+            )
             if section.kind == "change":
                 for text, style, word, parts in zip(texts, SIDES, WORDS, changed_words(*lines)):
                     text.stylize(style)
@@ -240,7 +271,11 @@ KINDS |= {Name.Function: "f", Name.Class: "f", Name.Decorator: "d", Name.Builtin
 def kinds_of(lines: list[str]) -> list[list[str]]:
     """For each line the kind of each of its characters."""
     tokens = pygments.lex("\n".join(lines), PythonLexer(stripnl=False))
-    kinds = [next((kind for token, kind in KINDS.items() if has in token), "") for has, text in tokens for _ in text]
+    kinds = [
+        next((kind for token, kind in KINDS.items() if has in token), "")
+        for has, text in tokens
+        for _ in text
+    ]
     ends = [0]
     for line in lines:
         ends.append(ends[-1] + len(line) + 1)
@@ -267,16 +302,32 @@ def render(left: list[str], right: list[str], names: tuple[str, str], context: i
     for number, section in number_notes(compare(left, right, context)):
         rows = []
         for numbers in section.rows:
-            marks = changed_words(*both(numbers, left, right)) if section.kind == "change" else ([], [])
+            marks = (
+                changed_words(*both(numbers, left, right)) if section.kind == "change" else ([], [])
+            )
             row = []
             for n, lines, kind, mark in zip(numbers, (left, right), kinds, marks):
                 indent = None if n is None else len(lines[n]) - len(lines[n].lstrip())
-                row.append(None if n is None else {"n": n + 1, "indent": indent, "html": paint(lines[n], kind[n], mark)})
+                row.append(
+                    None
+                    if n is None
+                    else {"n": n + 1, "indent": indent, "html": paint(lines[n], kind[n], mark)}
+                )
             rows.append(row)
         fold = summary([left[i] for i, _ in section.rows]) if section.kind == "fold" else None
-        sections.append({"kind": section.kind, "number": number, "reasons": section.reasons, "rows": rows, "fold": fold})
+        sections.append(
+            {
+                "kind": section.kind,
+                "number": number,
+                "reasons": section.reasons,
+                "rows": rows,
+                "fold": fold,
+            }
+        )
     same = sum(len(section["rows"]) for section in sections if section["kind"] != "change")
-    return page("diff.html", names=names, sections=sections, same=same, counts=(len(left), len(right)))
+    return page(
+        "diff.html", names=names, sections=sections, same=same, counts=(len(left), len(right))
+    )
 
 
 def main(args: Args) -> None:

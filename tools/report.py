@@ -17,9 +17,11 @@ import numpy as np
 import tyro
 from markupsafe import Markup, escape
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds what lies beside it, and common.py lies above
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # a script finds what lies beside it, and common.py lies above
 
-from common import LOGS, check_ranges, fail, mean_stderr, run_command  # noqa: E402
+from common import check_ranges, fail, mean_stderr, run_command  # noqa: E402
 from paper.frontier import (  # noqa: E402
     COLORS,
     MARKERS,
@@ -43,9 +45,15 @@ INK, QUIET = "#010203", "#040506"  # in the pictures these stand for the page's 
 PREFERENCE_MODELS = {"win_rate": "the golden preference model", "proxy_win_rate": "the proxy"}
 CURVES = {  # caption: columns of evals.jsonl, the second of which is dashed; and where a line helps to read them
     "KL(policy ‖ SFT), nats": (["kl"], None),
-    "Win rate by the golden preference model and, dashed, by the proxy; dotted: parity": (["win_rate", "proxy_win_rate"], 0.5),
+    "Win rate by the golden preference model and, dashed, by the proxy; dotted: parity": (
+        ["win_rate", "proxy_win_rate"],
+        0.5,
+    ),
     "Accuracy as a classifier of the data's pairs; dotted: chance": (["accuracy"], 0.5),
-    "Log-ratio to SFT of the data's chosen and, dashed, rejected responses": (["chosen_logratio", "rejected_logratio"], 0.0),
+    "Log-ratio to SFT of the data's chosen and, dashed, rejected responses": (
+        ["chosen_logratio", "rejected_logratio"],
+        0.0,
+    ),
     "Length of a response, tokens": (["response_length"], None),
 }
 
@@ -78,7 +86,11 @@ class Run:
     @property
     def state(self) -> str:
         done = len(self.metrics)
-        return f"{done} steps" if (self.folder / "policy").exists() else f"unfinished: {done} of {self.args['steps']} steps"
+        return (
+            f"{done} steps"
+            if (self.folder / "policy").exists()
+            else f"unfinished: {done} of {self.args['steps']} steps"
+        )
 
     def answers(self, step: int) -> Path:
         """The file with what it answered at an evaluation."""
@@ -105,9 +117,20 @@ def load_runs(folders: tuple[str, ...]) -> list[Run]:
         except (OSError, ValueError, LookupError, TypeError) as error:
             fail(f"{folder}: not the folder of a run ({error})")
         if not rows["evals"]:
-            fail(f"{folder}: has no evaluation yet; there is one as soon as the run has begun to train")
+            fail(
+                f"{folder}: has no evaluation yet; there is one as soon as the run has begun to train"
+            )
         color, dark = sides.pop(side, None) or others.pop(0)
-        runs.append(Run(name if names.count(name) == 1 else folder, Path(folder), args, color=color, dark=dark, **rows))
+        runs.append(
+            Run(
+                name if names.count(name) == 1 else folder,
+                Path(folder),
+                args,
+                color=color,
+                dark=dark,
+                **rows,
+            )
+        )
     return runs
 
 
@@ -117,12 +140,19 @@ def load_runs(folders: tuple[str, ...]) -> list[Run]:
 def as_svg(figure, name: str, label: str, runs: list[Run]) -> Markup:
     """A picture to stand within a page: the page's colours, which change with its ground, and ids that are its own."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    figure.savefig(
+        file,
+        format="svg",
+        transparent=True,
+        metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    )
     plt.close(figure)
     svg = file.getvalue()[file.getvalue().index("<svg") :]
     for place in ('id="', "url(#", 'href="#'):
         svg = svg.replace(place, f"{place}{name}-")
-    own = {INK: "currentColor", QUIET: "var(--quiet)"} | {run.color: f"var(--run{i})" for i, run in enumerate(runs)}
+    own = {INK: "currentColor", QUIET: "var(--quiet)"} | {
+        run.color: f"var(--run{i})" for i, run in enumerate(runs)
+    }
     for color, variable in own.items():
         svg = svg.replace(color, variable)
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
@@ -147,13 +177,31 @@ def draw_frontier(runs: list[Run], metric: str, baseline: str) -> Markup:
         )
         for row in rows[-1:]:
             axes.plot(row["kl"], row[metric], marker, color=run.color, markersize=11)
-    sft = [row[metric] for run in runs for row in run.evals if row["step"] == 0 and row[metric] is not None]
+    sft = [
+        row[metric]
+        for run in runs
+        for row in run.evals
+        if row["step"] == 0 and row[metric] is not None
+    ]
     for name, height in [("parity", 0.5)] + [("SFT", sum(sft) / len(sft))] * (baseline != "SFT"):
         axes.axhline(height, color=QUIET, linestyle=":", linewidth=1.2, zorder=0)
-        axes.annotate(name, (0, height), (4, 3), axes.get_yaxis_transform(), "offset points", color=QUIET, fontsize=11)
+        axes.annotate(
+            name,
+            (0, height),
+            (4, 3),
+            axes.get_yaxis_transform(),
+            "offset points",
+            color=QUIET,
+            fontsize=11,
+        )
     kl_axis(axes)
     axes.set_ylabel(f"win rate by {PREFERENCE_MODELS[metric]}")
-    return as_svg(figure, "frontier", f"KL to SFT against the win rate by {PREFERENCE_MODELS[metric]}, a curve a run", runs)
+    return as_svg(
+        figure,
+        "frontier",
+        f"KL to SFT against the win rate by {PREFERENCE_MODELS[metric]}, a curve a run",
+        runs,
+    )
 
 
 def draw_loss(runs: list[Run], name: str, caption: str) -> Markup:
@@ -169,7 +217,9 @@ def draw_loss(runs: list[Run], name: str, caption: str) -> Markup:
     return as_svg(figure, name, caption, runs)
 
 
-def draw_curve(runs: list[Run], name: str, caption: str, keys: list[str], line: float | None) -> Markup:
+def draw_curve(
+    runs: list[Run], name: str, caption: str, keys: list[str], line: float | None
+) -> Markup:
     """Columns of the evaluations over steps, with standard errors where there are some."""
     figure, ((axes,),) = new_figure(figsize=(5.4, 3.3))
     if line is not None:
@@ -179,8 +229,12 @@ def draw_curve(runs: list[Run], name: str, caption: str, keys: list[str], line: 
             rows = [row for row in run.evals if row.get(key) is not None]
             steps, values = [row["step"] for row in rows], np.array([row[key] for row in rows])
             errors = np.array([row.get(f"{key}_stderr", 0.0) for row in rows])
-            axes.plot(steps, values, style, color=run.color, marker="o", markersize=3.5, linewidth=1.8)
-            axes.fill_between(steps, values - errors, values + errors, color=run.color, alpha=0.18, linewidth=0)
+            axes.plot(
+                steps, values, style, color=run.color, marker="o", markersize=3.5, linewidth=1.8
+            )
+            axes.fill_between(
+                steps, values - errors, values + errors, color=run.color, alpha=0.18, linewidth=0
+            )
     axes.set_xlabel("step")
     return as_svg(figure, name, caption, runs)
 
@@ -197,7 +251,11 @@ def choose_evaluations(run: Run, nats: tuple[float, ...]) -> dict[str, dict]:
     *before, last = [row for row in run.evals if run.answers(row["step"]).exists()] or [None]
     chosen = {"SFT": before[0]} if before else {}
     for goal in nats:
-        near = [row for row in before if row["kl"] > 0 and abs(math.log(row["kl"] / goal)) < math.log(1.4)]
+        near = [
+            row
+            for row in before
+            if row["kl"] > 0 and abs(math.log(row["kl"] / goal)) < math.log(1.4)
+        ]
         if near:
             chosen[level_at(goal)] = min(near, key=lambda row: abs(math.log(row["kl"] / goal)))
     return chosen | ({"last" if before else "SFT": last} if last else {})
@@ -209,14 +267,19 @@ def verdict(answer: dict) -> tuple[str, str] | None:
         margin = answer.get(f"{key}_margin")
         if margin is not None:
             word = "won" if margin > 0 else "lost" if margin < 0 else "tie"
-            return word, f"{preference_model}: {word}" + (f" by {abs(margin):.2g}" if margin else "")
+            return word, f"{preference_model}: {word}" + (
+                f" by {abs(margin):.2g}" if margin else ""
+            )
     return None
 
 
 def side_by_side(runs: list[Run], count: int, nats: tuple[float, ...]) -> list[dict]:
     """For each of the first prompts that all runs have: rows of answers, one from each run or one for all."""
     chosen = [choose_evaluations(run, nats) for run in runs]
-    answers = [{level: by_prompt(run.answers(row["step"])) for level, row in rows.items()} for run, rows in zip(runs, chosen)]
+    answers = [
+        {level: by_prompt(run.answers(row["step"])) for level, row in rows.items()}
+        for run, rows in zip(runs, chosen)
+    ]
     files = [file for levels in answers for file in levels.values()]
     prompts = [prompt for prompt in (files or [{}])[0] if all(prompt in file for file in files)]
     baseline = baseline_answers(runs)
@@ -229,12 +292,26 @@ def side_by_side(runs: list[Run], count: int, nats: tuple[float, ...]) -> list[d
 
     cards = []
     for prompt in prompts[:count]:
-        rows = {level: [cell(i, level, prompt) for i in range(len(runs))] for level in ("SFT", *map(level_at, nats), "last")}
-        if len({cell and cell["answer"]["response"] for cell in rows["SFT"]}) == 1:  # equal seeds, equal samples
+        rows = {
+            level: [cell(i, level, prompt) for i in range(len(runs))]
+            for level in ("SFT", *map(level_at, nats), "last")
+        }
+        if (
+            len({cell and cell["answer"]["response"] for cell in rows["SFT"]}) == 1
+        ):  # equal seeds, equal samples
             rows["SFT"] = [rows["SFT"][0] | {"run": None}]
         if prompt in baseline:
-            rows = {"baseline": [{"run": None, "answer": baseline[prompt], "row": None, "verdict": None}]} | rows
-        cards.append({"prompt": prompt, "rows": {level: cells for level, cells in rows.items() if any(cells)}})
+            rows = {
+                "baseline": [
+                    {"run": None, "answer": baseline[prompt], "row": None, "verdict": None}
+                ]
+            } | rows
+        cards.append(
+            {
+                "prompt": prompt,
+                "rows": {level: cells for level, cells in rows.items() if any(cells)},
+            }
+        )
     return cards
 
 
@@ -266,8 +343,13 @@ def results(runs: list[Run], metric: str | None) -> list[list[str]]:
             [
                 str(last["step"]),
                 plus_minus(last, "kl", ".2f"),
-                *(plus_minus(last, key) for key in ("win_rate", "win_rate_heldout", "proxy_win_rate")),
-                "–" if truth is None else "{:.3f} ± {:.3f}".format(*mean_stderr(truth, [row["prompt"] for row in rows])),
+                *(
+                    plus_minus(last, key)
+                    for key in ("win_rate", "win_rate_heldout", "proxy_win_rate")
+                ),
+                "–"
+                if truth is None
+                else "{:.3f} ± {:.3f}".format(*mean_stderr(truth, [row["prompt"] for row in rows])),
                 "–" if last["accuracy"] is None else f"{last['accuracy']:.3f}",
                 f"{last['response_length']:.1f}",
                 f"{best[metric]:.3f} at {best['kl']:.2f} nats" if best else "–",
@@ -279,15 +361,23 @@ def results(runs: list[Run], metric: str | None) -> list[list[str]]:
 def arguments(runs: list[Run]) -> tuple[list, list]:
     """(those that differ, those that are the same): name and value in each run, None where its script has no such argument."""
     names = dict.fromkeys(name for run in runs for name in run.args)
-    rows = [(name, [str(run.args[name]) if name in run.args else None for run in runs]) for name in names]
-    return [row for row in rows if len(set(row[1])) > 1], [row for row in rows if len(set(row[1])) == 1]
+    rows = [
+        (name, [str(run.args[name]) if name in run.args else None for run in runs])
+        for name in names
+    ]
+    return [row for row in rows if len(set(row[1])) > 1], [
+        row for row in rows if len(set(row[1])) == 1
+    ]
 
 
 def times(run: Run) -> dict | None:
     """Medians over the steps, since the first ones are slower than the rest."""
     if not run.timings:
         return None
-    parts = {part: median(row[f"time/{part}"] for row in run.timings) for part in ("sample", "label", "train")}
+    parts = {
+        part: median(row[f"time/{part}"] for row in run.timings)
+        for part in ("sample", "label", "train")
+    }
     memory = [row["peak_memory_bytes"] for row in run.timings if row["peak_memory_bytes"]]
     return {
         "parts": parts,
@@ -301,19 +391,34 @@ def times(run: Run) -> dict | None:
 def main(args: Args) -> None:
     check_ranges(args, zero=("prompts",))
     if not 0 < len(args.runs) <= 8:
-        fail(f"{len(args.runs)} runs named; a page shows 1 to 8 of them (python -m paper frontier draws any number)")
+        fail(
+            f"{len(args.runs)} runs named; a page shows 1 to 8 of them (python -m paper frontier draws any number)"
+        )
     runs = load_runs(args.runs)
-    metric = next((key for key in PREFERENCE_MODELS if any(row[key] is not None for run in runs for row in run.evals)), None)
+    metric = next(
+        (
+            key
+            for key in PREFERENCE_MODELS
+            if any(row[key] is not None for run in runs for row in run.evals)
+        ),
+        None,
+    )
     baseline = baseline_of([(run.args, run.evals) for run in runs])
     style = {"svg.hashsalt": "tandem"}  # equal runs, equal pages
-    style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+    style |= dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+    )
     with plt.rc_context(style):
         caption = "Loss of each batch, and its mean over a twentieth of the steps; other losses have other scales"
         curves = [(caption, draw_loss(runs, "loss", caption))]
         for i, (caption, (keys, line)) in enumerate(CURVES.items()):
             if any(row.get(key) is not None for run in runs for row in run.evals for key in keys):
                 curves.append((caption, draw_curve(runs, f"curve{i}", caption, keys, line)))
-        moved = any(row["kl"] > 0 and metric and row[metric] is not None for run in runs for row in run.evals)
+        moved = any(
+            row["kl"] > 0 and metric and row[metric] is not None
+            for run in runs
+            for row in run.evals
+        )
         frontier = draw_frontier(runs, metric, baseline) if moved else None
     differ, same = arguments(runs)
     text = page(
@@ -322,7 +427,9 @@ def main(args: Args) -> None:
         preference_model=PREFERENCE_MODELS.get(metric),
         baseline=baseline,
         one_setup=one_setup([run.args for run in runs]),
-        unjudged=[run.name for run in runs if metric and all(row[metric] is None for row in run.evals)],
+        unjudged=[
+            run.name for run in runs if metric and all(row[metric] is None for row in run.evals)
+        ],
         frontier=frontier,
         curves=curves,
         results=results(runs, metric),
