@@ -118,12 +118,15 @@ def collate(prompts: list[list[int]], responses: list[list[int]], device):
 
 def load_rows(source: str, split: str = "train") -> list[dict]:
     """The rows of a .json, .jsonl, .csv or .parquet file (also gzipped), of a folder, or of a data
-    set on the Hub. A local file is read as it is: text stays text."""
+    set on the Hub or one file of it. A local file is read as it is: text stays text."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a setup; name the pairs in it, for example {source}/d_golden")
+    kinds = [kind + end for kind in ("jsonl", "json", "csv", "parquet") for end in ("", ".gz")]
+    files = [Path(source), *(Path(source, f"{split}.{kind}") for kind in kinds)]
+    files = [file for file in files if file.is_file()]
     try:
-        if Path(source).is_file():
-            rows = read_file(Path(source))
+        if len(files) == 1:
+            rows = read_file(files[0])
         else:
             import datasets  # only here: it takes half a second
 
@@ -132,6 +135,11 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
             datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # what is read is not reported
             if Path(source, "state.json").is_file():  # of Dataset.save_to_disk
                 rows = datasets.load_from_disk(source).to_list()
+            elif "://" in source:  # hf://datasets/OWNER/NAME/FILE
+                kind = next((kind for kind in ("parquet", "csv") if f".{kind}" in source), "json")
+                rows = datasets.load_dataset(kind, data_files=source, split="train").to_list()
+            elif Path(source).is_dir() and not set("[*?").isdisjoint(source):
+                raise ValueError("datasets takes its path for a pattern; name a file in it")
             else:
                 rows = datasets.load_dataset(source, split=split).to_list()
     except Exception as error:  # whatever a broken file may raise
@@ -151,14 +159,25 @@ def read_file(path: Path) -> list[dict]:
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
-    text = content.decode("utf-8-sig")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not UTF-8: {error}") from None
+    rows = []
     if ".csv" in path.suffixes:
         csv.field_size_limit(sys.maxsize)
-        rows = csv.DictReader(io.StringIO(text, newline=""))
-        return [{name: csv_value(name, cell) for name, cell in row.items()} for row in rows]
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise csv.Error("more cells than columns")
+                rows.append({name: csv_value(name, cell) for name, cell in row.items()})
+        except csv.Error as error:
+            raise ValueError(f"line {reader.reader.line_num} is not CSV: {error}") from None
+        return rows
     if text.lstrip().startswith("["):
         return json.loads(text)
-    rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -792,8 +811,9 @@ def check_args(args, script: str, required: tuple[str, ...]) -> None:
     for name in required:
         if getattr(args, name) is None:
             fail(f"--{name} is missing: pass it, or a --setup that has {PARTS[name]}/")
-    if args.wandb and not importlib.util.find_spec("wandb"):
-        fail("--wandb needs Weights & Biases: pip install wandb")
+    for name, need in {"wandb": "pip install wandb", "fast": "fast.py beside this script"}.items():
+        if getattr(args, name) and not importlib.util.find_spec(name):
+            fail(f"--{name} needs {name}: {need}")
     if args.resume and args.out is None:
         fail("--resume needs --out, the folder of the run to continue")
     if args.out is None:

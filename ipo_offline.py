@@ -88,6 +88,8 @@ class Args:
     """pairs that are in memory at a time, in each process; no number depends on it"""
     gradient_checkpointing: bool = False
     """compute each layer again in the backward pass: less memory, a third more time"""
+    fast: bool = False
+    """sample by fast.py: the same tokens, by CUDA graphs, which a GPU needs to be fast"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens; a longer one is a bad row, never cut (paper: 1,024)"""
     max_response_tokens: int = 33
@@ -184,13 +186,22 @@ def kl_to_sft(policy, sft, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     return (terms.sum(2) * mask).sum(1)
 
 
+def sampler(args: Args):
+    """`sample`, or with --fast that of fast.py, whose tokens are the same."""
+    if not args.fast:
+        return sample
+    import fast
+
+    return fast.sample
+
+
 @torch.no_grad()
 def sample_all(model, prompts: list, random: torch.Generator, eos: int, args: Args) -> list:
     """One response to each of any number of prompts; `random` draws the uniforms."""
     uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=random)
 
     def respond(rows):
-        return sample(model, [prompts[i] for i in rows], uniforms[rows], eos)
+        return sampler(args)(model, [prompts[i] for i in rows], uniforms[rows], eos)
 
     return in_shares(len(prompts), args.eval_batch_size, respond)
 

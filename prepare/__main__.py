@@ -58,6 +58,8 @@ class Args:
     """seed of the data, of every stage's order and of new weights"""
     mixed_precision: Literal["no", "bf16"] = "no"
     """bf16 computes under autocast"""
+    fast: bool = False
+    """sample by fast.py, for a GPU"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens"""
     max_response_tokens: int = 33

@@ -1,0 +1,155 @@
+"""Faster sampling on a GPU, for --fast: a decoding step as one CUDA graph over a static cache.
+
+A script runs without this file. `sample` has the signature of the scripts' own and gives the same
+tokens on the same uniforms; on a CPU it takes the same steps without a graph. A graph runs without
+Python between its kernels, and reads the weights where they are: training may change them.
+"""
+
+import math
+from contextlib import contextmanager
+from types import MethodType
+
+import torch
+import transformers
+from torch.func import functional_call
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from transformers.cache_utils import StaticLayer
+
+from common import fail, pad
+
+
+def grouped_attention(module, query, key, value, attention_mask=None, scaling=None, **options):
+    """(N, H, 1, D) to (N, 1, H, D). Heads that share keys and values read them in place; with a
+    mask transformers would copy them for each head."""
+    shared = {"scale": scaling, "enable_gqa": True}
+    out = scaled_dot_product_attention(query, key, value, attention_mask, **shared)
+    return out.transpose(1, 2).contiguous(), None
+
+
+transformers.AttentionInterface.register("grouped", grouped_attention)
+
+
+def one_kernel_norm(norm, states: torch.Tensor) -> torch.Tensor:
+    """Llama's normalisation in one kernel instead of eight."""
+    return rms_norm(states, norm.weight.shape, norm.weight.to(states), norm.variance_epsilon)
+
+
+@contextmanager
+def quick(model):
+    """Within it a model attends and normalises in fewer kernels."""
+    norms = [part for part in model.modules() if type(part).__name__.endswith("RMSNorm")]
+    norms = [part for part in norms if hasattr(part, "variance_epsilon")]  # Llama's and its like
+    for norm in norms:
+        norm.forward = MethodType(one_kernel_norm, norm)
+    attention, model.config._attn_implementation = model.config._attn_implementation, "grouped"
+    yield
+    model.config._attn_implementation = attention
+    for norm in norms:
+        del norm.forward
+
+
+def choose(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """(N, 1) tokens, as the scripts' `sample` chooses them: the inverse CDF at (N, 1) uniforms."""
+    cdf = logits.float().softmax(1).cumsum(1)
+    token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
+    return token.clamp(max=cdf.shape[1] - 1)
+
+
+class Layer(StaticLayer):
+    """Keys and values in attention's own type: autocast would cast all of them at every token."""
+
+    def update(self, keys, values, *args, **options):
+        return super().update(keys.to(self.dtype), values.to(self.dtype), *args, **options)
+
+
+class Step:
+    """One more token for each of N responses, in memory that stays where it is."""
+
+    def __init__(self, model, rows: int, width: int, length: int, read):
+        """Room for `rows` responses of `length` tokens behind prompts of `width` columns. read: a
+        cache of such prompts, for its shapes."""
+        device, size = model.device, -(-(width + length) // 8) * 8  # other masks would be copied
+        self.model, self.width, self.graph = model, width, None
+        self.autocast = torch.is_autocast_enabled(device.type)
+        self.weights = {}  # what autocast would cast at every token is cast once a batch
+        if self.autocast:
+            for name, part in model.named_modules():
+                if isinstance(part, torch.nn.Linear):
+                    self.weights[f"{name}.weight"] = part.weight
+        kind = torch.get_autocast_dtype(device.type)
+        self.cast = {name: weight.detach().to(kind) for name, weight in self.weights.items()}
+        self.cache = transformers.StaticCache(config=model.config, max_cache_len=size)
+        if {type(layer) for layer in self.cache.layers} != {StaticLayer}:
+            fail(f"--fast: {model.config.model_type} has layers of other kinds; leave it out")
+        self.cache.layers = [Layer(size) for _ in self.cache.layers]
+        for layer, (keys, values, *_) in zip(self.cache.layers, read):
+            dtype = kind if self.autocast else keys.dtype
+            layer.lazy_initialization(keys.to(dtype), values.to(dtype))
+        with device:
+            self.column, self.t = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+            self.tokens = torch.zeros(rows, length, dtype=torch.long)
+            self.positions, self.uniforms = (
+                torch.zeros_like(self.tokens[:, :1]),
+                torch.zeros(rows, length),
+            )
+            self.mask = torch.full((rows, size), -math.inf, dtype=dtype)  # 0 at a token
+        if device.type == "cuda":
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.autocast("cuda", enabled=self.autocast, cache_enabled=False):
+                with torch.cuda.stream(stream):
+                    self.take()  # warms up
+                torch.cuda.current_stream().wait_stream(stream)
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=stream):
+                    self.take()
+
+    def take(self) -> None:
+        """The token after token t of every row; t is counted where a graph can read it."""
+        self.mask.index_fill_(1, self.column, 0.0)
+        told = {"attention_mask": self.mask[:, None, None], "position_ids": self.positions}
+        told |= {"past_key_values": self.cache, "logits_to_keep": 1}
+        with quick(self.model):
+            ids = self.tokens.index_select(1, self.t)
+            out = functional_call(self.model, self.cast, ids, told, tie_weights=False)
+        self.column.add_(1), self.positions.add_(1), self.t.add_(1)
+        chosen = choose(out.logits[:, -1], self.uniforms.index_select(1, self.t))
+        self.tokens.index_copy_(1, self.t, chosen)
+
+    def respond(self, read, mask, uniforms, first, eos: int) -> torch.Tensor:
+        """(N, T) tokens. read: the cache of (N, P) prompts. first: (N, 1), sampled already."""
+        begin = self.width - mask.shape[1]
+        for layer, (keys, values, *_) in zip(self.cache.layers, read):
+            layer.keys[:, :, begin : self.width] = keys
+            layer.values[:, :, begin : self.width] = values
+            layer.cumulative_length.fill_(self.width)
+        for name, weight in self.weights.items():
+            self.cast[name].copy_(weight)
+        self.column.fill_(self.width), self.t.zero_(), self.tokens.fill_(eos)
+        self.mask.fill_(-math.inf)[:, begin : self.width].masked_fill_(mask.bool(), 0.0)
+        self.positions.copy_(mask.sum(1, keepdim=True)), self.uniforms.copy_(uniforms)
+        self.tokens[:, :1] = first
+        for t in range(1, self.tokens.shape[1]):
+            self.graph.replay() if self.graph else self.take()
+            if t % 16 == 0 and (self.tokens == eos)[:, : t + 1].any(1).all():
+                break  # looking waits for the GPU, so it looks seldom
+        return self.tokens
+
+
+@torch.no_grad()
+def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) -> list[list[int]]:
+    """The scripts' `sample`: (N, T) uniforms; N lists of at most T ids, EOS last where it is."""
+    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
+    positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)
+    cache = transformers.DynamicCache(config=model.config)
+    read = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    first = choose(model(ids, **read, logits_to_keep=1).logits[:, -1], uniforms[:, :1])
+    width = -(-ids.shape[1] // 64) * 64  # a graph serves prompts of many lengths
+    key = *uniforms.shape, width, torch.is_autocast_enabled(model.device.type)
+    steps = model.__dict__.setdefault("recorded_steps", {})
+    if key not in steps:
+        if len(steps) > 3:  # training, evaluation, and its last batch
+            steps.clear()
+        steps[key] = Step(model, len(uniforms), width, uniforms.shape[1], cache)
+    tokens = steps[key].respond(cache, mask, uniforms, first, eos).tolist()
+    return [row[: row.index(eos) + 1] if eos in row else row for row in tokens]
