@@ -26,7 +26,7 @@ test-all: .venv/installed-test
 
 # What only a GPU can show. It takes a few minutes, and a PyTorch that was built for CUDA.
 test-gpu: .venv/installed-test
-	HF_HUB_OFFLINE=1 TANDEM_DEVICE=cuda $(PY) -m pytest --numprocesses=0 tests/test_gpu.py
+	HF_HUB_OFFLINE=1 TANDEM_DEVICE=cuda $(PY) -m pytest --numprocesses=0 tests/test_fast.py
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -19,6 +19,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,7 +63,8 @@ def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
         groups[has_bos].append(text)
     for has_bos, group in groups.items():  # a chat template may have written BOS itself
         if group:
-            ids |= zip(group, tokenizer(group, add_special_tokens=not has_bos).input_ids)
+            options = {"add_special_tokens": not has_bos, "return_attention_mask": False}
+            ids |= zip(group, tokenizer(group, **options).input_ids)
     return [ids[text] for text in texts]
 
 
@@ -138,8 +140,11 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
             elif "://" in source:  # hf://datasets/OWNER/NAME/FILE
                 kind = next((kind for kind in ("parquet", "csv") if f".{kind}" in source), "json")
                 rows = datasets.load_dataset(kind, data_files=source, split="train").to_list()
-            elif Path(source).is_dir() and not set("[*?").isdisjoint(source):
-                raise ValueError("datasets takes its path for a pattern; name a file in it")
+            elif Path(source).is_dir():
+                if not set("[*?").isdisjoint(source):
+                    raise ValueError("datasets takes its path for a pattern; name a file in it")
+                with tempfile.TemporaryDirectory() as cache:  # the usual one may have older files
+                    rows = datasets.load_dataset(source, split=split, cache_dir=cache).to_list()
             else:
                 rows = datasets.load_dataset(source, split=split).to_list()
     except Exception as error:  # whatever a broken file may raise
@@ -260,17 +265,21 @@ def row_strings(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], lis
     return prompt, responses, messages
 
 
-def flaw(name: str, ids: list[int], ended: bool, tokenizer) -> str | None:
+def flaw(name: str, ids: list[int], ended: bool, eos: int, unknown: set[int]) -> str | None:
     """Why the ids of a prompt or response cannot be used; None where they can."""
     body = ids[: len(ids) - ended]
-    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
     if not body:
         return f"{name} has no tokens"
     if not unknown.isdisjoint(body):
         return f"{name} has a word that the tokenizer does not know"
-    if name != "prompt" and tokenizer.eos_token_id in body:
-        return f"{name} has the EOS token {tokenizer.eos_token} in its text; remove it there"
+    if name != "prompt" and eos in body:
+        return f"{name} has the EOS token in its text; remove it there"
     return None
+
+
+def unknown_ids(tokenizer) -> set[int]:
+    """The id of words that the tokenizer does not know, unless another token has it too."""
+    return {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
 
 
 def load_pairs(
@@ -332,11 +341,11 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
         responses = [both[i] for _, both, _ in strings.values()]
         ended[name] = [rows[number].get(f"{name}_finished") is not False for number in strings]
         ids[name] = encode(tokenizer, texts, responses, ended[name])[1]
-    pairs = []
+    pairs, eos, unknown = [], tokenizer.eos_token_id, unknown_ids(tokenizer)
     for place, (number, (text, _, messages)) in enumerate(strings.items()):
         pair = {"row": number, "text": text, **{name: ids[name][place] for name in ids}}
         for name in ids:
-            why = flaw(name, pair[name], ended[name][place], tokenizer)
+            why = flaw(name, pair[name], ended[name][place], eos, unknown)
             if why:
                 bad.setdefault(number, why)
         if names and pair["chosen"] == pair["rejected"]:
@@ -381,7 +390,7 @@ def batch_order(
     within windows of N batches. A shorter run is a prefix of a longer one. Scripts with equal seed
     and data use the same rows in the same step.
     """
-    if batch_size > rows:
+    if batch_size > rows and steps:
         fail(f"--batch-size {batch_size}: the data have only {rows} usable rows; lower it")
     order, windows = [], {"all": rows, "none": 1}
     window = windows.get(shuffle) or shuffle * batch_size
@@ -398,6 +407,8 @@ def batch_order(
 
 def from_pretrained(kind, source: str, what: str, **options):
     """kind.from_pretrained(source), or one line that says what cannot be loaded from where."""
+    if Path(source, "d_golden").is_dir():
+        fail(f"{source}: is a setup; name a model in it, for example {source}/sft")
     if source.startswith((".", "/", "~")) and not Path(source).exists():  # no name on the Hub
         fail(f"{source}: there is no such folder, so no {what} can be loaded from it")
     try:
@@ -451,20 +462,22 @@ def load_policy(source: str, tokens: int):
     ids = torch.arange(max(2, tokens))[None] * 7 % tokenizer.embeddings  # any text of that length
     padded = torch.cat([ids[:, :1], ids], 1)
     mask = torch.ones_like(padded).index_fill(1, torch.tensor(0), 0)
-    positions, cut = (mask.cumsum(1) - 1).clamp(min=0), ids.shape[1] // 2 + 1
+    positions, cut = (mask.cumsum(1) - 1).clamp(min=0), min(ids.shape[1] // 2, 16) + 1
+    ends, pieces = torch.tensor([cut - 2, ids.shape[1] - 1]), []
     try:
         with torch.no_grad():
-            whole = model(ids, use_cache=False, logits_to_keep=1).logits
+            whole = model(ids, use_cache=False, logits_to_keep=ends).logits
             cache = transformers.DynamicCache(config=model.config)
             for part, end in ((slice(0, cut), cut), (slice(cut, None), len(mask[0]))):
                 read = {"attention_mask": mask[:, :end], "position_ids": positions[:, part]}
-                pieces = model(padded[:, part], past_key_values=cache, logits_to_keep=1, **read)
+                read |= {"past_key_values": cache, "logits_to_keep": 1}
+                pieces.append(model(padded[:, part], **read).logits)
                 cache.batch_select_indices(torch.tensor([0]))
     except Exception as error:
         fail(f"{source}: is no {what} that can be sampled from ({first_line(error)})")
     if not whole.isfinite().all():
         fail(f"{source}: its logits are no finite numbers; its weights are broken")
-    gap = whole.log_softmax(-1) - pieces.logits.log_softmax(-1)
+    gap = whole.log_softmax(-1) - torch.cat(pieces, 1).log_softmax(-1)
     if gap.abs().max() > 1e-3:
         told = f"read piece by piece, as in sampling, differs from a text of {tokens} tokens whole"
         fail(f"{source}: is no {what} that can be sampled from: a text {told}")
@@ -475,9 +488,9 @@ def load_policy(source: str, tokens: int):
 class PreferenceModel:
     """Pairwise, r(x, y1, y2), or pointwise, s(x, y), as the model's config says."""
 
-    model: transformers.PreTrainedModel
-    tokenizer: transformers.PreTrainedTokenizerBase
-    policy_tokenizer: transformers.PreTrainedTokenizerBase | None  # None: the same as its own
+    model: "transformers.PreTrainedModel"
+    tokenizer: "transformers.PreTrainedTokenizerBase"
+    policy_tokenizer: "transformers.PreTrainedTokenizerBase | None"  # None: the same as its own
     pairwise: bool
     scores: dict = field(default_factory=dict)  # of the baseline responses: asked for every time
 
@@ -583,7 +596,7 @@ def margin(
         prompts, first = own_ids(preference, prompts, first)
     eos, known = preference.tokenizer.eos_token_id, preference.scores
     a, b = sequences_to_compare(preference.pairwise, eos, prompts, first, second)
-    longest, context = max(map(len, a + b)), context_of(preference.model)
+    longest, context = max(map(len, a + b), default=0), context_of(preference.model)
     if longest > context:
         told = f"reads {context} tokens, a text has {longest}; lower the --max-...-tokens"
         fail(f"{preference.model.name_or_path}: {told}")
@@ -678,7 +691,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
     texts, answers, finished = ([r[n] for r in rows] for n in ("prompt", "response", "finished"))
     ids, responses = encode(tokenizer, texts, answers, finished)
     for text, prompt in zip(texts, ids):
-        why = flaw("prompt", prompt, False, tokenizer)
+        why = flaw("prompt", prompt, False, tokenizer.eos_token_id, unknown_ids(tokenizer))
         if why or len(prompt) > limits[0]:
             fail(f"{source}: {text!r}: {why or f'is longer than --max-prompt-tokens {limits[0]}'}")
     prompts = [Prompt(prompt) for prompt in ids]
@@ -763,6 +776,9 @@ def first_line(error: Exception) -> str:
 
 def run_command(main, args) -> None:
     """main(args). What no program can prevent ends in one line: Ctrl-C, a full disk, no memory."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # "±" becomes "?" where a terminal has no "±"
+            stream.reconfigure(errors="replace")
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -770,7 +786,7 @@ def run_command(main, args) -> None:
         main(args)
     except KeyboardInterrupt:
         fail("interrupted; the same command with --resume and its --out continues a run")
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, EOFError, safetensors.SafetensorError) as error:
         fail(f"a file could not be read or written ({first_line(error)})")
     except RuntimeError as error:
         known = {
@@ -778,6 +794,8 @@ def run_command(main, args) -> None:
             "gloo": "another process of this run has ended; --resume continues the run",
             "PytorchStreamWriter": "a file could not be written",
             "iostream error": "a file could not be written",
+            "PytorchStreamReader": "the checkpoint is damaged; begin a new run",
+            "weights_only": "the checkpoint is damaged; begin a new run",
         }
         for mark, advice in known.items():
             if mark in str(error):
@@ -891,10 +909,13 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
 def cut_back(path: Path, last: int) -> None:
     """Keep the rows of a log that were written before the step of the last checkpoint."""
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] >= last:
-            break
-        kept.append(line)
+    try:
+        for line in path.read_text().splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] >= last:
+                break
+            kept.append(line)
+    except (ValueError, TypeError, KeyError):
+        fail(f"{path}: line {len(kept) + 1} is not what a run wrote; begin a new run")
     if path.name == "metrics.jsonl" and len(kept) != last:
         fail(f"{path}: has {len(kept)} steps, its checkpoint is of step {last}; begin a new run")
     path.with_suffix(".partial").write_text("".join(kept))

@@ -19,14 +19,10 @@ from common import fail, pad
 
 
 def grouped_attention(module, query, key, value, attention_mask=None, scaling=None, **options):
-    """(N, H, 1, D) to (N, 1, H, D). Heads that share keys and values read them in place; with a
-    mask transformers would copy them for each head."""
-    shared = {"scale": scaling, "enable_gqa": True}
-    out = scaled_dot_product_attention(query, key, value, attention_mask, **shared)
+    """(N, H, 1, D) to (N, 1, H, D). transformers would copy keys and values that heads share."""
+    options = {"scale": scaling, "enable_gqa": True}
+    out = scaled_dot_product_attention(query, key, value, attention_mask, **options)
     return out.transpose(1, 2).contiguous(), None
-
-
-transformers.AttentionInterface.register("grouped", grouped_attention)
 
 
 def one_kernel_norm(norm, states: torch.Tensor) -> torch.Tensor:
@@ -37,8 +33,8 @@ def one_kernel_norm(norm, states: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def quick(model):
     """Within it a model attends and normalises in fewer kernels."""
-    norms = [part for part in model.modules() if type(part).__name__.endswith("RMSNorm")]
-    norms = [part for part in norms if hasattr(part, "variance_epsilon")]  # Llama's and its like
+    transformers.AttentionInterface.register("grouped", grouped_attention)
+    norms = [part for part in model.modules() if hasattr(part, "variance_epsilon")]  # as Llama's
     for norm in norms:
         norm.forward = MethodType(one_kernel_norm, norm)
     attention, model.config._attn_implementation = model.config._attn_implementation, "grouped"
@@ -51,8 +47,8 @@ def quick(model):
 def choose(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """(N, 1) tokens, as the scripts' `sample` chooses them: the inverse CDF at (N, 1) uniforms."""
     cdf = logits.float().softmax(1).cumsum(1)
-    token = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
-    return token.clamp(max=cdf.shape[1] - 1)
+    tokens = torch.searchsorted(cdf, uniforms * cdf[:, -1:], right=True)
+    return tokens.clamp(max=cdf.shape[1] - 1)
 
 
 class Layer(StaticLayer):
@@ -66,16 +62,14 @@ class Step:
     """One more token for each of N responses, in memory that stays where it is."""
 
     def __init__(self, model, rows: int, width: int, length: int, read):
-        """Room for `rows` responses of `length` tokens behind prompts of `width` columns. read: a
-        cache of such prompts, for its shapes."""
+        """Room for responses of `length` tokens behind `width` columns. read: a cache like it."""
         device, size = model.device, -(-(width + length) // 8) * 8  # other masks would be copied
         self.model, self.width, self.graph = model, width, None
         self.autocast = torch.is_autocast_enabled(device.type)
         self.weights = {}  # what autocast would cast at every token is cast once a batch
-        if self.autocast:
-            for name, part in model.named_modules():
-                if isinstance(part, torch.nn.Linear):
-                    self.weights[f"{name}.weight"] = part.weight
+        for name, part in model.named_modules():
+            if self.autocast and isinstance(part, torch.nn.Linear):
+                self.weights[f"{name}.weight"] = part.weight
         kind = torch.get_autocast_dtype(device.type)
         self.cast = {name: weight.detach().to(kind) for name, weight in self.weights.items()}
         self.cache = transformers.StaticCache(config=model.config, max_cache_len=size)
@@ -86,20 +80,17 @@ class Step:
             dtype = kind if self.autocast else keys.dtype
             layer.lazy_initialization(keys.to(dtype), values.to(dtype))
         with device:
-            self.column, self.t = torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long)
+            self.column, self.t = torch.zeros(2, 1, dtype=torch.long)  # of the memory; of responses
+            self.positions = torch.zeros(rows, 1, dtype=torch.long)
             self.tokens = torch.zeros(rows, length, dtype=torch.long)
-            self.positions, self.uniforms = (
-                torch.zeros_like(self.tokens[:, :1]),
-                torch.zeros(rows, length),
-            )
+            self.uniforms = torch.zeros(rows, length)
             self.mask = torch.full((rows, size), -math.inf, dtype=dtype)  # 0 at a token
-        if device.type == "cuda":
+        if device.type == "cuda" and length > 1:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.autocast("cuda", enabled=self.autocast, cache_enabled=False):
                 with torch.cuda.stream(stream):
                     self.take()  # warms up
-                torch.cuda.current_stream().wait_stream(stream)
                 self.graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(self.graph, stream=stream):
                     self.take()
@@ -112,7 +103,8 @@ class Step:
         with quick(self.model):
             ids = self.tokens.index_select(1, self.t)
             out = functional_call(self.model, self.cast, ids, told, tie_weights=False)
-        self.column.add_(1), self.positions.add_(1), self.t.add_(1)
+        for count in (self.column, self.positions, self.t):
+            count.add_(1)
         chosen = choose(out.logits[:, -1], self.uniforms.index_select(1, self.t))
         self.tokens.index_copy_(1, self.t, chosen)
 
@@ -125,10 +117,13 @@ class Step:
             layer.cumulative_length.fill_(self.width)
         for name, weight in self.weights.items():
             self.cast[name].copy_(weight)
-        self.column.fill_(self.width), self.t.zero_(), self.tokens.fill_(eos)
-        self.mask.fill_(-math.inf)[:, begin : self.width].masked_fill_(mask.bool(), 0.0)
-        self.positions.copy_(mask.sum(1, keepdim=True)), self.uniforms.copy_(uniforms)
-        self.tokens[:, :1] = first
+        self.column.fill_(self.width)
+        self.t.zero_()
+        self.mask.fill_(-math.inf)
+        self.mask[:, begin : self.width].masked_fill_(mask.bool(), 0.0)
+        self.positions.copy_(mask.sum(1, keepdim=True))
+        self.uniforms.copy_(uniforms)
+        self.tokens.fill_(eos)[:, :1] = first
         for t in range(1, self.tokens.shape[1]):
             self.graph.replay() if self.graph else self.take()
             if t % 16 == 0 and (self.tokens == eos)[:, : t + 1].any(1).all():
@@ -138,7 +133,7 @@ class Step:
 
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) -> list[list[int]]:
-    """The scripts' `sample`: (N, T) uniforms; N lists of at most T ids, EOS last where it is."""
+    """The scripts' `sample`, with their arguments and results."""
     ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
     positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)
     cache = transformers.DynamicCache(config=model.config)

@@ -88,7 +88,7 @@ class Args:
     """steps whose batches are sampled at once, from the policy before the first of them; 1 is
     on-policy, --steps samples all from the reference"""
     micro_batch_size: int = 16
-    """pairs that are in memory at a time, in each process; no number depends on it"""
+    """pairs whose logits are in memory at a time, in each process; no number depends on it"""
     gradient_checkpointing: bool = False
     """compute each layer again in the backward pass: less memory, a third more time"""
     fast: bool = False
@@ -108,7 +108,7 @@ class Args:
     kl_prompts: int = 256
     """the first of those prompts, for the KL to SFT, one sample each (paper: 256)"""
     eval_batch_size: int = 256
-    """sequences that an evaluation samples and scores at a time"""
+    """responses that an evaluation samples, and a preference model scores, at a time"""
     save_policies: bool = False
     """keep the policy of every evaluation in policies/STEP/, not only the last one in policy/"""
     save_pairs: bool = False
@@ -135,16 +135,16 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) ->
         read = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
         logits = model(ids, **read, logits_to_keep=1).logits[:, -1]  # (n, V)
         cdf = logits.float().softmax(1).cumsum(1)
-        chosen = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)
-        chosen = chosen.clamp(max=cdf.shape[1] - 1)  # (n, 1); rounding may leave the last behind
-        tokens[rows, t] = chosen[:, 0]
-        going = (chosen[:, 0] != eos).nonzero()[:, 0]
+        token = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)  # (n, 1)
+        token = token.clamp(max=cdf.shape[1] - 1)  # rounding may leave the uniform behind all
+        tokens[rows, t] = token[:, 0]
+        going = (token[:, 0] != eos).nonzero()[:, 0]
         if len(going) == 0:
             break
         if len(going) < len(rows):  # a response that has ended costs no more
-            rows, chosen, mask, positions = (x[going] for x in (rows, chosen, mask, positions))
+            rows, token, mask, positions = (x[going] for x in (rows, token, mask, positions))
             cache.batch_select_indices(going)
-        ids, positions = chosen, positions[:, -1:] + 1
+        ids, positions = token, positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
     return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
 
@@ -221,7 +221,7 @@ def pair_logprobs(model, pairs: list[dict], args: Args) -> torch.Tensor:
         batch = collate([pair["prompt"] for pair in part] * 2, responses, model.device)
         return sequence_logprob(model, *batch).view(2, -1).T.tolist()
 
-    logprobs = in_shares(len(pairs), -(-args.eval_batch_size // 2), both)
+    logprobs = in_shares(len(pairs), args.micro_batch_size, both)
     return torch.tensor(logprobs, dtype=torch.float64).view(-1, 2)
 
 
@@ -238,7 +238,7 @@ def evaluate(policy, reference, tokenizer, evaluation, step: int, args: Args):
         asked, answered = [prompts[i] for i in rows], [responses[i] for i in rows]
         return kl_to_sft(policy, reference, *collate(asked, answered, policy.device)).tolist()
 
-    kl = in_shares(min(args.kl_prompts, evaluation.train_count), args.eval_batch_size, kls)
+    kl = in_shares(min(args.kl_prompts, evaluation.train_count), 2 * args.micro_batch_size, kls)
     logratios = pair_logprobs(policy, evaluation.pairs, args) - evaluation.reference_logprobs
     return summarize(evaluation, tokenizer, step, responses, kl, logratios, args.eval_batch_size)
 
@@ -310,7 +310,7 @@ def main(args: Args) -> None:
             log(f"responses/{step}", answers, "w")
             log("evals", [row])
             accelerator.log({f"evals/{name}": value for name, value in row.items()}, step)
-            bar.write(summary(row))
+            accelerator.on_main_process(bar.write)(summary(row))
             if args.save_policies and accelerator.is_main_process:
                 save_policy(out / "policies" / str(step), model, tokenizer)
             if step > last and step % args.sync_every == 0:
@@ -332,9 +332,9 @@ def main(args: Args) -> None:
                 prompts = [pairs[i]["prompt"] for i in order[t][mine][read:]]
                 random = generator(args.seed, t, "sample")
                 uniforms = torch.rand(2, args.batch_size, limits[1], generator=random)
-                uniforms = uniforms[:, mine][:, read:]
-                with accelerator.autocast():
-                    responses = sampler(args)(model, prompts * 2, uniforms.flatten(0, 1), eos)
+                uniforms = uniforms[:, mine][:, read:].flatten(0, 1)
+                with accelerator.autocast():  # a process may have read all of its rows
+                    responses = prompts and sampler(args)(model, prompts * 2, uniforms, eos)
                 samples.append(responses)
         batch = [pairs[i] for i in order[step][mine]]
         prompts = [pair["prompt"] for pair in batch]

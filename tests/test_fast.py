@@ -1,0 +1,106 @@
+"""fast.py gives the tokens of the scripts' own `sample`: on a CPU without graphs, and with
+TANDEM_DEVICE=cuda (make test-gpu) with them."""
+
+import os
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import fast
+from common import collate
+from ipo_online import response_logprobs, sample
+from tests.conftest import call_apart, read_jsonl, tiny_model
+
+DEVICE = os.environ.get("TANDEM_DEVICE", "cpu")
+on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: make test-gpu")
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1}
+PROMPTS = [[2 + (i + j) % 8 for j in range(1 + 5 * (i % 4))] for i in range(40)]
+UNIFORMS = torch.rand(40, 20, generator=torch.Generator().manual_seed(3))
+
+
+def grouped_llama(dtype=torch.float32):
+    """A random Llama of which 2 heads share keys and values, its head tied to its embeddings."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    ids = {"vocab_size": 10, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ids)).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4 if weight.dim() > 1 else 1)
+    return model.to(DEVICE, dtype)
+
+
+def test_it_samples_the_same_tokens(family):
+    """In float64; batches of several sizes, and weights that change between them."""
+    model = tiny_model(family).to(DEVICE)
+    for rows in (5, 40, 5):
+        asked = PROMPTS[:rows], UNIFORMS[:rows], 1
+        responses = sample(model, *asked)
+        assert fast.sample(model, *asked) == responses and len(set(map(len, responses))) > 1
+        with torch.no_grad():
+            model.get_output_embeddings().weight *= 1.1
+
+
+CASES = [(dtype, False) for dtype in TOLERANCE] + [(torch.float32, True), (torch.bfloat16, True)]
+
+
+@pytest.mark.parametrize("dtype, autocast", CASES, ids=str)
+def test_every_token_is_the_one_that_its_uniform_points_at(dtype, autocast):
+    """By the scoring path: the uniform lies between the token's two ends of the CDF."""
+    model = grouped_llama(dtype)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        responses = fast.sample(model, PROMPTS, UNIFORMS, 1)
+    near = TOLERANCE[torch.bfloat16] if autocast else TOLERANCE[dtype]
+    for prompt, response, uniforms in zip(PROMPTS, responses, UNIFORMS):
+        ids, mask = collate([prompt], [response], DEVICE)
+        with torch.no_grad():
+            cdf = response_logprobs(model, ids, mask.shape[1])[0].exp().cumsum(1).cpu().double()
+        for token, u, ends in zip(response, uniforms.tolist(), cdf):
+            assert (ends[token - 1].item() if token else 0) - near <= u <= ends[token].item() + near
+    assert len(set(map(len, responses))) > 3
+
+
+def test_a_model_is_left_as_it_was():
+    """Attention and normalisation are replaced while a step is taken, and no longer."""
+    model = grouped_llama()
+    names = {name for part in model.modules() for name in vars(part)}
+    fast.sample(model, PROMPTS, UNIFORMS, 1)
+    assert model.config._attn_implementation == "sdpa"
+    assert {name for part in model.modules() for name in vars(part)} == names | {"recorded_steps"}
+
+
+def test_layers_that_it_does_not_know_are_named():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 4}
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=10, **sizes, **heads)).eval()
+    with pytest.raises(SystemExit, match="error: --fast: gemma2 has layers of other kinds"):
+        fast.sample(model, PROMPTS, UNIFORMS, 1)
+
+
+@pytest.mark.parametrize("options", [[], ["--mixed-precision", "bf16"]], ids=["fp32", "bf16"])
+def test_an_online_run(options, setup, tmp_path):
+    """The pairs are those of a run without --fast; on a GPU its rounding may move a token."""
+    command = ["ipo_online.py", "--setup", setup, "--steps", 4, "--eval-every", 2, "--eval-at", 2]
+    command += ["--eval-prompts", 8, "--save-pairs", "--batch-size", 4, *options, "--out"]
+    call_apart(*command, tmp_path / "fast", "--fast")
+    metrics, evals = (
+        read_jsonl(tmp_path / "fast" / f"{name}.jsonl") for name in ("metrics", "evals")
+    )
+    assert metrics[0]["loss"] == 25 and evals[0]["kl"] == 0 < evals[-1]["kl"] < 20
+    if DEVICE == "cpu" and not options:
+        call_apart(*command, tmp_path / "plain")
+        files = [tmp_path / name / "online_pairs" / "train.jsonl" for name in ("fast", "plain")]
+        assert files[0].read_text() == files[1].read_text()
+
+
+@on_gpu
+def test_the_first_steps_are_those_of_a_cpu(setup, tmp_path):
+    """Offline, where nothing is sampled."""
+    losses = []
+    for name, places in (("gpu", {}), ("cpu", {"ACCELERATE_USE_CPU": "1"})):
+        command = ["ipo_offline.py", "--setup", setup, "--steps", 6, "--eval-prompts", 8, "--out"]
+        call_apart(*command, tmp_path / name, **places)
+        losses.append([row["loss"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
