@@ -867,19 +867,14 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
     if args.batch_size % state.num_processes:
         fail(f"--batch-size {args.batch_size}: is no multiple of {state.num_processes} processes")
     if state.is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        LOCKS.append(filelock.FileLock(out / ".lock"))
-        try:
-            LOCKS[-1].acquire(blocking=False)
-        except filelock.Timeout:
-            fail(f"--out {out}: another process is writing here; wait, or name another folder")
+        claim(out)
         now = {"script": script, "id": os.urandom(8).hex(), **asdict(args)}
         now |= {f"{name}_sha256": sha256(getattr(args, name)) for name in PARTS}
         texts = "\0".join(pair["text"] for pair in pairs)
         now |= {"prompts_sha256": hashlib.sha256(texts.encode()).hexdigest()}
         now |= {"git_revision": git_revision(), "python": sys.version.split()[0]}
         now |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        now |= {"threads": torch.get_num_threads(), "device": str(state.device)}
+        now |= {"threads": torch.get_num_threads(), "device": state.device.type}
         now |= {"processes": state.num_processes}
         now = json.loads(json.dumps(now))  # as it will be read
         was = read_record(args) or now  # again: another process may have begun here meanwhile
@@ -904,6 +899,16 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
         for path in [*out.glob("*.jsonl"), *out.glob("online_pairs/*.jsonl")]:
             cut_back(path, last)
     return last, json.loads((out / "args.json").read_text())["id"]
+
+
+def claim(out: Path) -> None:
+    """Make a folder, and keep other processes from writing there until this one ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    LOCKS.append(filelock.FileLock(out / ".lock"))
+    try:
+        LOCKS[-1].acquire(blocking=False)
+    except filelock.Timeout:
+        fail(f"--out {out}: another process is writing here; wait, or name another folder")
 
 
 def cut_back(path: Path, last: int) -> None:

@@ -20,15 +20,3 @@ def whole_folder(path: str | Path):
 def write_rows(path: Path, rows) -> None:
     """A file of JSON lines."""
     path.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
-
-
-def has_test(source: str) -> bool:
-    """Whether a folder, or a data set on the Hub, has a split named test. A file has none."""
-    import datasets
-
-    if Path(source).is_file():
-        return False
-    try:
-        return "test" in datasets.get_dataset_split_names(source)
-    except Exception:  # common.load_rows says what is wrong with it
-        return False

@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import filelock
 import tyro
 from accelerate import PartialState
 
 import ipo_online
 from common import (
     check_ranges,
+    claim,
     decode,
     fail,
     generator,
@@ -37,8 +37,10 @@ from common import (
     load_tokenizer,
     run_command,
 )
-from prepare import reviews, sft, whole_folder, write_rows
-from prepare.preference_model import Relabel, Train, relabel, train
+from prepare import whole_folder, write_rows
+from prepare.preference_model import relabel, train_preference_model
+from prepare.reviews import make_reviews
+from prepare.sft import train_sft
 
 
 @dataclass
@@ -67,18 +69,18 @@ class Args:
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row that cannot be used ends the program, or is left out and counted"""
 
-    pairs: int = reviews.Args.pairs
+    pairs: int = 24_000
     """pairs of the reviews task, and a tenth as many held out"""
     sft_steps: int = 500
-    """gradient steps of supervised fine-tuning; 0: --model is its own SFT"""
+    """gradient steps of supervised fine-tuning; 0: --model is its own SFT (paper: 4,000)"""
     sft_learning_rate: float = 3e-3
-    """its highest learning rate"""
+    """its highest learning rate (paper: 3e-5)"""
     golden_steps: int = 400
     """gradient steps of the golden preference model; 0: --golden-model is one already"""
     proxy_steps: int = 500
     """gradient steps of the proxy preference model, which is trained from sft/"""
     preference_learning_rate: float = 1e-3
-    """highest learning rate of both preference models"""
+    """highest learning rate of both preference models (paper: 1e-4)"""
     policy_steps: int = 200
     """gradient steps of the baseline policy: they decide where parity is (paper: as the runs')"""
     policy_learning_rate: float = ipo_online.Args.learning_rate
@@ -110,19 +112,21 @@ def split_by_prompt(args: Args) -> None:
             write_rows(folder / f"{split}.jsonl", (rows[pair["row"]] for pair in part))
 
 
-def make_baseline(args: Args, shared: dict) -> None:
+def make_baseline(args: Args) -> None:
     """Write baseline/: online IPO labelled by the golden preference model, and its responses to
     training prompts and held-out ones."""
     out, folder = args.out, Path(args.out, "baseline.run")
     golden, limits = f"{out}/golden", (args.max_prompt_tokens, args.max_response_tokens)
+    names = "max_prompt_tokens max_response_tokens on_bad_row mixed_precision batch_size seed fast"
+    shared = {name: getattr(args, name) for name in names.split()}
     roles = {"model": f"{out}/sft", "dataset": f"{out}/d_golden", "proxy": golden, "golden": golden}
     few = {"eval_every": max(1, args.policy_steps // 4), "eval_at": ()}
     few |= {"eval_prompts": 64, "kl_prompts": 64, "eval_batch_size": args.eval_batch_size}
     steps = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate}
-    names = {"out": str(folder), "resume": True, "seed": args.seed}
+    place = {"out": str(folder), "resume": True}
     if not (folder / "policy").exists():
         with contextlib.redirect_stdout(io.StringIO()):  # the run is a means, and its folder goes
-            ipo_online.main(ipo_online.Args(**roles, **few, **steps, **shared, **names))
+            ipo_online.main(ipo_online.Args(**roles, **few, **steps, **shared, **place))
 
     policy, tokenizer = load_policy(str(folder / "policy"), sum(limits))
     policy.to(PartialState().device)
@@ -144,79 +148,55 @@ def make_baseline(args: Args, shared: dict) -> None:
     shutil.rmtree(folder)
 
 
-def check_begun(args: Args, asked: dict, names: list[str]) -> None:
-    """End the program where --out is no setup, or was begun with other arguments."""
-    out, record = Path(args.out), Path(args.out, "prepare.json")
-    if not record.exists():
-        known = {*names, "untrained", "untrained_golden", "untrained_small", ".lock"}
-        inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-        if {name for name in inside if not name.endswith(".partial")} - known:
-            fail(f"--out {out}: holds something that is no setup; name another folder")
-        return
-    try:
-        made = json.loads(record.read_text())
-    except ValueError as error:
-        fail(f"{record}: cannot be read ({error}); name another --out")
-    changed = [f"{name} was {made.get(name)}, is {asked[name]}" for name in asked]
-    changed = [line for line, name in zip(changed, asked) if made.get(name) != asked[name]]
-    if changed and any((out / name).exists() for name in names[1:]):
-        fail(f"--out {out}: {'; '.join(changed)}; repeat those, or name another folder")
-    if changed:  # what was wrong with an argument may show only once the data are there
-        print(f"{out}: {'; '.join(changed)}; nothing is trained yet, so it begins again")
-        record.unlink()
-        for name in (names[0], "untrained", "untrained_golden", "untrained_small"):
-            shutil.rmtree(out / name, ignore_errors=True)
-
-
 def main(args: Args) -> None:
     check_ranges(args, zero=("seed", "sft_steps", "golden_steps", "proxy_steps"))
     if (args.model is None) != (args.dataset is None):
         fail("--model and --dataset go together: both, or neither for the reviews task")
-    out, own = Path(args.out), args.model is not None
+    out, record, unchecked = Path(args.out), {}, ("out", "on_bad_row", "eval_batch_size")
+    asked = {name: value for name, value in asdict(args).items() if name not in unchecked}
+    inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if "prepare.json" in inside:
+        try:
+            record = json.loads((out / "prepare.json").read_text())
+        except ValueError as error:
+            fail(f"{out}/prepare.json: cannot be read ({error}); name another folder")
+    elif inside - {".lock", "prepare.partial"}:
+        fail(f"--out {out}: holds something that is no setup; name another folder")
+    changed = [name for name in record if record[name] != asked.get(name)]
+    if changed:
+        told = "; ".join(f"{name} was {record[name]}, is {asked.get(name)}" for name in changed)
+        fail(f"--out {out}: {told}: repeat its own, remove the folder, or name another one")
+    claim(out)
+    (out / "prepare.partial").write_text(json.dumps(asked, indent=1) + "\n")
+    (out / "prepare.partial").replace(out / "prepare.json")
     steps = args.sft_steps + args.golden_steps + args.proxy_steps + args.policy_steps
     print(f"{out}: {steps} gradient steps in four stages; each shows the time it has left")
-    model = args.model or f"{out}/untrained"
-    golden_model = args.golden_model or args.model or f"{out}/untrained_golden"
-    data, policy, golden = f"{out}/d_initial", f"{out}/sft", f"{out}/golden"
-    relabelled, proxy = f"{out}/d_golden", f"{out}/proxy"
 
-    limits = {"max_prompt_tokens": args.max_prompt_tokens}
-    limits |= {"max_response_tokens": args.max_response_tokens, "on_bad_row": args.on_bad_row}
-    shared = {**limits, "mixed_precision": args.mixed_precision, "batch_size": args.batch_size}
-    fitted = {"steps": args.sft_steps, "learning_rate": args.sft_learning_rate, **shared}
-    judging = {"form": args.form, "learning_rate": args.preference_learning_rate, **shared}
-    golden_args = {"seed": args.seed + 1000, "steps": args.golden_steps, **judging}
-    proxy_args = {"seed": args.seed, "steps": args.proxy_steps, **judging}
-    task = reviews.Args(args.out, args.seed, args.pairs)
-    stages = {
-        "d_initial": lambda: split_by_prompt(args) if own else reviews.main(task),
-        "sft": lambda: sft.main(sft.Args(model, data, policy, args.seed, **fitted)),
-        "golden": lambda: train(Train(golden_model, data, golden, **golden_args)),
-        "d_golden": lambda: relabel(Relabel(golden, data, relabelled, **limits)),
-        "proxy": lambda: train(Train(policy, relabelled, proxy, **proxy_args)),
-        "baseline": lambda: make_baseline(args, shared),
-    }
-    unchecked = ("out", "on_bad_row", "eval_batch_size")
-    asked = {name: value for name, value in asdict(args).items() if name not in unchecked}
-    check_begun(args, asked, list(stages))
-    out.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        fail(f"--out {out}: another process is writing here; wait, or name another folder")
-    for name, make in stages.items():
+    def stage(name: str, make, *arguments) -> None:
+        began = time.time()
         if (out / name).exists():
             print(f"{out}/{name}: there already")
-            continue
+            return
         if name != "baseline":
             shutil.rmtree(out / "baseline.run", ignore_errors=True)  # it began with other models
-        began = time.time()
-        make()
-        (out / "prepare.partial").write_text(json.dumps(asked, indent=1) + "\n")
-        (out / "prepare.partial").replace(out / "prepare.json")
+        make(*arguments)
         print(f"{out}/{name}: made in {time.time() - began:.0f} s")
-    lock.release()
+
+    d_initial, d_golden = f"{out}/d_initial", f"{out}/d_golden"
+    sft, golden, proxy = f"{out}/sft", f"{out}/golden", f"{out}/proxy"
+    model = args.model or f"{out}/untrained"
+    golden_model = args.golden_model or args.model or f"{out}/untrained_golden"
+    golden_training = args.golden_steps, args.seed + 1000, args
+    proxy_training = args.proxy_steps, args.seed, args
+    if args.dataset:
+        stage("d_initial", split_by_prompt, args)
+    else:
+        stage("d_initial", make_reviews, args.out, args.seed, args.pairs)
+    stage("sft", train_sft, model, d_initial, sft, args)
+    stage("golden", train_preference_model, golden_model, d_initial, golden, *golden_training)
+    stage("d_golden", relabel, golden, d_initial, d_golden, args)
+    stage("proxy", train_preference_model, sft, d_golden, proxy, *proxy_training)
+    stage("baseline", make_baseline, args)
 
 
 if __name__ == "__main__":

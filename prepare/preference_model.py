@@ -1,31 +1,23 @@
 """Preference models: train the golden one on the data's labels, relabel the data by it, train the
 proxy on those labels.
 
-    python -m prepare.preference_model train --help     a language model's trunk with a new score
-    python -m prepare.preference_model relabel --help   the same pairs, labelled by a model
-
 Two forms (Tang et al. 2024, Appendix A). Pairwise, the paper's own: r(x, y1, y2) with both
 responses in the context, trained in random order, asked in both orders. Pointwise: s(x, y), with
 r(x, y1, y2) = sigmoid(s(x, y1) - s(x, y2)). The form stands in the model's config.
 """
 
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
 import transformers
-import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
 from common import (
     PreferenceModel,
     batch_order,
-    check_ranges,
     fail,
     generator,
     load_model,
@@ -34,59 +26,11 @@ from common import (
     load_rows,
     load_tokenizer,
     margin,
-    run_command,
     score,
     sequences_to_compare,
     wins,
 )
-from prepare import has_test, whole_folder, write_rows
-
-
-@dataclass
-class Train:
-    model: str
-    """a causal language model, whose trunk is used, or a preference model: folder or Hub name"""
-    dataset: str
-    """preference pairs: file, folder or Hub name; held out is the split test, else the last 5 %
-    (at most 1,000)"""
-    out: str
-    """folder to write the model and its tokenizer to"""
-    pairs: int | None = None
-    """train on the first so many pairs (all that are not held out)"""
-    form: Literal["pointwise", "pairwise"] = "pointwise"
-    """pointwise: one score a response; pairwise: both responses in one context (the paper's)"""
-    seed: int = 1
-    """seed of the order of the data and of the new score's weights"""
-    steps: int = 800
-    """gradient steps; 0 takes a preference model as it is (paper: until it no longer improves)"""
-    batch_size: int = 32
-    """pairs a step (paper: 16 for the golden preference model, 32 for the proxy)"""
-    learning_rate: float = 1e-3
-    """highest learning rate of AdamW: 10 % of the steps of warm-up, then linear (paper: 1e-4)"""
-    max_prompt_tokens: int = 16
-    """longest prompt, in tokens (paper: 1,024)"""
-    max_response_tokens: int = 33
-    """longest response, in tokens, EOS included (paper: 128)"""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """bf16 computes under autocast"""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """whether a row that cannot be used ends the program, or is left out and counted"""
-
-
-@dataclass
-class Relabel:
-    model: str
-    """the preference model that gives the labels: folder or Hub name"""
-    dataset: str
-    """preference pairs: file, folder (train and test) or Hub name"""
-    out: str
-    """folder to write train.jsonl and test.jsonl to: the same rows, and the margin of each"""
-    max_prompt_tokens: int = 16
-    """longest prompt, in tokens (paper: 1,024)"""
-    max_response_tokens: int = 33
-    """longest response, in tokens, EOS included (paper: 128)"""
-    on_bad_row: Literal["error", "skip"] = "error"
-    """whether a row that cannot be used ends the program, or is left out and counted"""
+from prepare import whole_folder, write_rows
 
 
 def preference_nll(model, pairwise: bool, eos: int, prompts, chosen, rejected, coins: torch.Tensor):
@@ -115,59 +59,57 @@ def columns_of(pairs: list[dict]) -> list[list]:
     return [[pair[name] for pair in pairs] for name in ("prompt", "chosen", "rejected")]
 
 
-def train(args: Train) -> None:
-    check_ranges(args, zero=("seed", "steps"))
-    accelerator, pairwise = (
-        Accelerator(mixed_precision=args.mixed_precision),
-        args.form == "pairwise",
-    )
-    transformers.set_seed(args.seed)  # the new score's weights
+def train_preference_model(model: str, dataset: str, out: str, steps: int, seed: int, args) -> None:
+    """Write `out`: a language model's trunk, or a preference model, trained on pairs for `steps`
+    steps. With 0 steps a preference model is copied as it is.
+
+    AdamW with 10 % of the steps of warm-up, then linear to 0; the gradient is clipped at norm 1.
+    agreement.json says how often it agrees with the labels of the split test.
+    """
+    accelerator, name = Accelerator(mixed_precision=args.mixed_precision), Path(out).name
+    transformers.set_seed(seed)  # the new score's weights
     limits = args.max_prompt_tokens, args.max_response_tokens
     tokens = sum(limits)
-    if pairwise:
+    if args.form == "pairwise":
         tokens += args.max_response_tokens + 2
-    kind, new = transformers.AutoModelForSequenceClassification, args.steps > 0
-    model, tokenizer = load_model(kind, args.model, "preference model", tokens, new_head=new)
+    kind = transformers.AutoModelForSequenceClassification
+    model, tokenizer = load_model(kind, model, "preference model", tokens, new_head=steps > 0)
     model.to(accelerator.device).config.pad_token_id = tokenizer.pad_token_id
-    if args.steps:
+    if steps:
         model.config.preference_form = args.form
-    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
-    if has_test(args.dataset):
-        test = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, split="test")
-    else:
-        held_out = min(1000, math.ceil(len(pairs) / 20))
-        print(f"{args.dataset}: has no split named test; its last {held_out} rows are held out")
-        pairs, test = pairs[:-held_out], pairs[-held_out:]
-        pairs = pairs or fail(f"{args.dataset}: one row is too few to train on")
-    pairs, rate, name = pairs[: args.pairs], args.learning_rate, Path(args.out).name
+    pairwise = getattr(model.config, "preference_form", None) == "pairwise"
+    pairs, test = (
+        load_pairs(dataset, tokenizer, *limits, args.on_bad_row, split=split)
+        for split in ("train", "test")
+    )
+    rate = args.preference_learning_rate
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, args.steps // 10, args.steps)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
 
-    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed)
-    with whole_folder(args.out) as folder:
-        bar = tqdm(order, desc=name, unit="step")
-        for step, indices in enumerate(bar):
-            texts = columns_of([pairs[i] for i in indices])
-            coins = torch.randint(2, (len(indices),), generator=generator(args.seed, step, "coins"))
-            with accelerator.autocast():
-                eos = tokenizer.eos_token_id
-                loss = preference_nll(model, pairwise, eos, *texts, coins).mean()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            if not (loss.isfinite() and norm.isfinite()):
-                told = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
-                fail(f"{name}: step {step}: {told}; lower the learning rate")
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            bar.set_postfix(loss=loss.item(), refresh=False)
-        margins = margin(PreferenceModel(model, tokenizer, None, pairwise), *columns_of(test))
-        result = {"agreement": wins(margins).mean().item(), "pairs": len(test)}
-        result["ties"] = (margins == 0).double().mean().item()
-        (folder / "agreement.json").write_text(json.dumps(result) + "\n")
+    bar = tqdm(batch_order(len(pairs), args.batch_size, steps, seed), desc=name, unit="step")
+    for step, indices in enumerate(bar):
+        texts = columns_of([pairs[i] for i in indices])
+        coins = torch.randint(2, (len(indices),), generator=generator(seed, step, "coins"))
+        with accelerator.autocast():
+            loss = preference_nll(model, pairwise, tokenizer.eos_token_id, *texts, coins).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            told = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
+            fail(f"{name}: step {step}: {told}; lower --preference-learning-rate")
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=loss.item(), refresh=False)
+
+    margins = margin(PreferenceModel(model, tokenizer, None, pairwise), *columns_of(test))
+    result = {"agreement": wins(margins).mean().item(), "pairs": len(test)}
+    result["ties"] = (margins == 0).double().mean().item()
+    with whole_folder(out) as folder:
+        Path(folder, "agreement.json").write_text(json.dumps(result) + "\n")
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    print(f"{args.out}: agrees with {result['agreement']:.1%} of {len(test)} held-out labels")
+    print(f"{out}: agrees with {result['agreement']:.1%} of {len(test)} held-out labels")
 
 
 def relabelled(row: dict, value: float) -> dict:
@@ -182,28 +124,18 @@ def relabelled(row: dict, value: float) -> dict:
     return row | {"margin": abs(value)}
 
 
-def relabel(args: Relabel) -> None:
-    check_ranges(args)
-    tokenizer, device = load_tokenizer(args.model), Accelerator().device
-    limits = args.max_prompt_tokens, args.max_response_tokens
-    model = load_preference_model(args.model, tokenizer, *limits, device)
-    splits = ["train", "test"] if has_test(args.dataset) else ["train"]
-    with whole_folder(args.out) as folder:
-        for split in splits:
-            rows = load_rows(args.dataset, split)
-            pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, split=split)
+def relabel(source: str, dataset: str, out: str, args) -> None:
+    """Write `out`: the same pairs with the labels of a preference model, and its margins."""
+    tokenizer, limits = load_tokenizer(source), (args.max_prompt_tokens, args.max_response_tokens)
+    model = load_preference_model(source, tokenizer, *limits, PartialState().device)
+    with whole_folder(out) as folder:
+        for split in ("train", "test"):
+            rows = load_rows(dataset, split)
+            pairs = load_pairs(dataset, tokenizer, *limits, args.on_bad_row, split=split)
             values = []
             for i in tqdm(range(0, len(pairs), 1024), desc=f"relabel {split}", unit="kpair"):
                 values += margin(model, *columns_of(pairs[i : i + 1024])).tolist()
             labelled = [relabelled(rows[pair["row"]], m) for pair, m in zip(pairs, values)]
             write_rows(folder / f"{split}.jsonl", labelled)
             kept = wins(torch.tensor(values)).mean().item()
-            print(f"{args.out}: {split}, {len(values)} pairs, {kept:.1%} of the labels kept")
-
-
-if __name__ == "__main__":
-    commands = {"train": Train, "relabel": Relabel}
-    parts = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items()]
-    prog = "python -m prepare.preference_model"
-    args = tyro.cli(parts[0] | parts[1], description=__doc__, prog=prog)
-    run_command(train if isinstance(args, Train) else relabel, args)
+            print(f"{out}: {split}, {len(values)} pairs, {kept:.1%} of the labels kept")

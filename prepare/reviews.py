@@ -1,22 +1,19 @@
 """The reviews task: short reviews by writers of mixed skill, and a rater with a ground-truth score.
 
-`python -m prepare.reviews --out FOLDER` writes FOLDER/d_initial, preference data as JSON lines,
-split by prompt into train.jsonl and test.jsonl, and three untrained models that know the task's
-words: untrained/ for the policy and the proxy preference model, untrained_golden/, about four times
-as large, for the golden one, and untrained_small/, a quarter as large. docs/reviews.md.
+It makes d_initial/, preference data as JSON lines, split by prompt into train.jsonl and test.jsonl,
+and untrained models that know the task's words: untrained/ for the policy and the proxy preference
+model, untrained_golden/, four times as large, for the golden one, untrained_small/, a quarter.
 """
 
 import math
 import random
-from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
-import tyro
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from common import check_ranges, fail, run_command
+from common import fail
 from prepare import whole_folder, write_rows
 
 MONTHS = (
@@ -203,43 +200,22 @@ def untrained_model(
     return LlamaForCausalLM(LlamaConfig(**heads, **ids, **size, tie_word_embeddings=True))
 
 
-@dataclass
-class Args:
-    out: str = "setups/reviews"
-    """folder to write d_initial/ and the untrained models into"""
-    seed: int = 1
-    """seed of the reviews, the rater's noise and the untrained weights"""
-    pairs: int = 24_000
-    """pairs of reviews of training prompts; a tenth as many of held-out prompts"""
-    test_share: float = 0.15
-    """share of the prompts that is held out"""
-
-
-def main(args: Args) -> None:
-    check_ranges(args)
-    rng, tokenizer, prompts = random.Random(args.seed), build_tokenizer(), all_prompts()
+def make_reviews(out: str, seed: int, pairs: int) -> None:
+    """Write d_initial/ and the three untrained models into `out`: `pairs` pairs of training
+    prompts and a tenth as many of held-out ones, 15 % of all prompts."""
+    if pairs < 10:
+        fail(f"--pairs {pairs}: must be 10 or more; a tenth as many are held out")
+    rng, tokenizer, prompts = random.Random(seed), build_tokenizer(), all_prompts()
     rng.shuffle(prompts)
-    held_out = int(len(prompts) * args.test_share)
-    if not 0 < held_out < len(prompts):
-        told = f"holds out {held_out} of {len(prompts)} prompts"
-        fail(f"--test-share {args.test_share}: {told}; neither side may be empty")
-    if args.pairs < 10:
-        fail(f"--pairs {args.pairs}: must be 10 or more; a tenth as many are held out")
-    sizes = ("untrained_small", 32, 80, 0), ("untrained", 64, 192, 0)
-    sizes += (("untrained_golden", 128, 416, 1000),)
-    splits = (
-        ("train", prompts[held_out:], args.pairs),
-        ("test", prompts[:held_out], args.pairs // 10),
-    )
-    with whole_folder(f"{args.out}/d_initial") as folder:
-        for name, width, inner, other in sizes:
-            model = untrained_model(tokenizer, width, inner, args.seed + other)
-            model.save_pretrained(Path(args.out, name))
-            tokenizer.save_pretrained(Path(args.out, name))
+    held_out = int(0.15 * len(prompts))
+    splits = ("train", prompts[held_out:], pairs), ("test", prompts[:held_out], pairs // 10)
+    sizes = ("untrained_small", 32, 80, seed), ("untrained", 64, 192, seed)
+    sizes += (("untrained_golden", 128, 416, seed + 1000),)
+    with whole_folder(f"{out}/d_initial") as folder:
+        for name, width, inner, own_seed in sizes:
+            untrained_model(tokenizer, width, inner, own_seed).save_pretrained(Path(out, name))
+            tokenizer.save_pretrained(Path(out, name))
         for split, some, count in splits:
-            rows = (pair(rng.choice(some), rng) for _ in range(count))
-            write_rows(folder / f"{split}.jsonl", rows)
-
-
-if __name__ == "__main__":
-    run_command(main, tyro.cli(Args, description=__doc__, prog="python -m prepare.reviews"))
+            write_rows(
+                folder / f"{split}.jsonl", (pair(rng.choice(some), rng) for _ in range(count))
+            )

@@ -1,5 +1,5 @@
-"""Said before torch or anything that could ask the Hub is imported: no network, and one thread, as each of several processes
-has one core. A thread count that is set later does not give the same last digits."""
+"""Before torch is imported: no network, and one thread, as each of several processes has one core.
+A number of threads that is set later does not give the same last digits."""
 
 import os
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import common
+import prepare.__main__ as prepare
 
 if "TANDEM_DEVICE" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is promised to the bit is promised on a CPU
@@ -97,6 +98,15 @@ def call(*command, code=0) -> subprocess.CompletedProcess:
         ),
         code,
     )
+
+
+def stage(function, *arguments, **changes) -> None:
+    """A stage of prepare, with other arguments than its defaults."""
+    args = prepare.Args(**changes)
+    try:
+        function(*(str(x) if isinstance(x, Path) else x for x in arguments), args)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def checked(done: subprocess.CompletedProcess, code: int) -> subprocess.CompletedProcess:

@@ -1,53 +1,34 @@
-"""A short run of each script, done over from the files that it leaves, by code of its own: one text at a time, without
-batches, padding, caches or parts; sampling alone, tested elsewhere, is theirs. Who judged, whose KL, which label, which
-step: all of it must add up."""
+"""A short run of each script, done over from the files that it leaves, by code of its own: one
+text at a time, without batches, padding or caches. Who samples, who labels, whose KL, which
+gradient, which step: all of it must add up."""
 
-import copy
 import json
+import math
 import random
 import statistics
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import softplus
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-import ipo_online
-from common import batch_order, decode, generator, sample_in_parts
-from tests.conftest import SCRIPTS, call, letter_tokenizer, made_once, read_jsonl, tiny_model
+from common import batch_order, decode, generator
+from prepare.sft import train_sft
+from tests.conftest import SCRIPTS, call, letter_tokenizer, made_once, read_jsonl, stage, tiny_model
 
-STEPS, BATCH, RATE, BETA, CLIP, PROMPTS, SEED = 3, 4, 1e-3, 0.4, 0.5, 8, 5
+STEPS, BATCH, RATE, BETA, CLIP, PROMPTS, SEED = 3, 4, 1e-3, 0.4, 1.0, 8, 5
 READ = 1  # of the hybrid's batch
-SETTINGS = [
-    "--steps",
-    STEPS,
-    "--batch-size",
-    BATCH,
-    "--learning-rate",
-    RATE,
-    "--beta",
-    BETA,
-    "--max-grad-norm",
-    CLIP,
-]
-SETTINGS += [
-    "--seed",
-    SEED,
-    "--eval-every",
-    1,
-    "--eval-prompts",
-    PROMPTS,
-    "--kl-prompts",
-    5,
-    "--save-policies",
-]
+SETTINGS = ["--steps", STEPS, "--batch-size", BATCH, "--learning-rate", RATE, "--beta", BETA]
+SETTINGS += ["--seed", SEED, "--eval-prompts", PROMPTS, "--kl-prompts", 5, "--eval-every", 1]
+CLIPPED = "slic_offline", "bo2_online"  # the others: as by default, not
+ONLINE = [script for script in SCRIPTS if not script.endswith("offline")]
 LOSS = {
     "ipo": lambda h, chosen: (h - 1 / (2 * BETA)) ** 2,
     "dpo": lambda h, chosen: softplus(-BETA * h),
     "slic": lambda h, chosen: torch.relu(1 - BETA * h),
     "bo2": lambda h, chosen: -chosen,
 }
+MODELS = {"win_rate": "golden", "proxy_win_rate": "proxy"}
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +36,20 @@ def finished(setup, tmp_path_factory):
     """script -> its run, made when it is first asked for."""
 
     def run(script):
-        command = [
-            f"{script}.py",
-            "--setup",
-            setup,
-            *SETTINGS,
-            *["--save-pairs"] * (not script.endswith("offline")),
-        ]
+        command = [f"{script}.py", "--setup", setup, *SETTINGS, "--save-policies"]
+        command += ["--save-pairs"] * (script in ONLINE)
+        command += ["--max-grad-norm", CLIP] * (script in CLIPPED)
         command += ["--offline-share", READ / BATCH] * script.endswith("hybrid") + ["--out"]
-        with torch.enable_grad():
-            return made_once(
-                tmp_path_factory, f"adds_up_{script}", lambda folder: call(*command, folder)
-            )
+        make = torch.enable_grad()(lambda folder: call(*command, folder))
+        return made_once(tmp_path_factory, f"adds_up_{script}", make)
 
     return run
 
 
-def load(folder, kind=AutoModelForCausalLM):
-    return kind.from_pretrained(folder).double().eval()
+def load(folder):
+    """A policy, or a preference model, in float64."""
+    kinds = {name: AutoModelForSequenceClassification for name in ("proxy", "golden")}
+    return kinds.get(folder.name, AutoModelForCausalLM).from_pretrained(folder).double().eval()
 
 
 def logprobs(model, x: list[int], y: list[int]) -> torch.Tensor:
@@ -84,342 +61,268 @@ def logprob(model, x: list[int], y: list[int]) -> torch.Tensor:
     return logprobs(model, x, y)[range(len(y)), y].sum()
 
 
+def score(model, x: list[int], y: list[int]) -> float:
+    return model.score(model.model(torch.tensor([x + y])).last_hidden_state[0, -1]).item()
+
+
+def sampled(policy, x: list[int], uniforms: torch.Tensor) -> list[int]:
+    """A response, token by token: the first whose cumulative probability exceeds the number."""
+    y = []
+    while len(y) < len(uniforms) and y[-1:] != [policy.config.eos_token_id]:
+        cdf = policy(torch.tensor([x + y])).logits[0, -1].softmax(0).cumsum(0)
+        y.append(int((cdf <= uniforms[len(y)] * cdf[-1]).sum()))
+    return y
+
+
+def vector(tensors) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def clipped(gradient: torch.Tensor, norm: float) -> torch.Tensor:
+    return gradient * min(1.0, norm / gradient.norm().item())
+
+
+def adamw(gradients: list[torch.Tensor], rate: float) -> torch.Tensor:
+    """The update that follows the last of these gradients, without weight decay."""
+    first = second = torch.zeros_like(gradients[0])
+    for gradient in gradients:
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+    steps = len(gradients)
+    return -rate * first / (1 - 0.9**steps) / ((second / (1 - 0.999**steps)).sqrt() + 1e-8)
+
+
 class Texts:
     """Ids of a setup's texts."""
 
     def __init__(self, setup):
         self.tokenizer = AutoTokenizer.from_pretrained(setup / "sft")
+        self.baseline = read_jsonl(setup / "baseline" / "responses.jsonl")
+        self.d_golden = []
+        for row in read_jsonl(setup / "d_golden" / "train.jsonl"):
+            x, y = self.ids(row["prompt"], row["chosen"], row["chosen_finished"])
+            z = self.ids(row["prompt"], row["rejected"], row["rejected_finished"])[1]
+            self.d_golden.append((x, y, z, row["margin"]))
 
-    def ids(self, prompt: str, response: str, finished: bool) -> tuple[list[int], list[int]]:
-        x, both = (
-            self.tokenizer(text, add_special_tokens=False).input_ids
-            for text in (prompt, prompt + response)
-        )
+    def ids(self, prompt: str, response: str = "", finished: bool = False):
+        x, both = self.tokenizer([prompt, prompt + response], add_special_tokens=False).input_ids
         return x, both[len(x) :] + [self.tokenizer.eos_token_id] * finished
 
+    def answers(self, policy, written: list[dict], seed: int, step: int) -> list[tuple]:
+        """Ids of an evaluation's prompts and responses, sampled again: the text has no EOS."""
+        uniforms = torch.rand(len(written), 33, generator=generator(seed, step, "evaluate"))
+        prompts = [self.ids(said["prompt"])[0] for said in written]
+        responses = [sampled(policy, x, row) for x, row in zip(prompts, uniforms)]
+        said = [row["response"] for row in written], [row["finished"] for row in written]
+        assert decode(self.tokenizer, prompts, responses) == said
+        return list(zip(prompts, responses))
 
-def sampled_again(
-    policy, written: list[dict], texts: Texts, seed: int, step: int
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of an evaluation's prompts and responses, which its texts would not give back: a special token is not in them."""
-    prompts = [texts.ids(said["prompt"], "", False)[0] for said in written]
-    told = 33, generator(seed, step, "evaluate"), texts.tokenizer, 256
-    sampled = sample_in_parts(ipo_online.sample, policy, prompts, *told)
-    assert decode(texts.tokenizer, prompts, sampled)[0] == [said["response"] for said in written]
-    return prompts, sampled
-
-
-def score(preference_model, x: list[int], y: list[int]) -> float:
-    return preference_model.score(
-        preference_model.model(torch.tensor([x + y])).last_hidden_state[0, -1]
-    ).item()
-
-
-def pairs_of(script: str, run: Path, setup: Path, texts: Texts) -> list[list[tuple]]:
-    """(prompt, chosen, rejected, margin) of each step's pairs: those saved, or of D_golden in the run's order."""
-    if (run / "online_pairs").exists():
-        rows = read_jsonl(run / "online_pairs" / "train.jsonl")
-        rows = [
-            (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"], row["margin"])
-            for row in rows
-        ]
-    else:
-        data = golden_pairs(setup, texts)
-        rows = [data[i] for i in batch_order(len(data), BATCH, STEPS, SEED).flatten().tolist()]
-    return [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+    def pairs(self, run) -> list[list[tuple]]:
+        """(prompt, chosen, rejected, margin) of each step's pairs: saved, or in the run's order."""
+        if not (run / "online_pairs").exists():
+            order = batch_order(len(self.d_golden), BATCH, STEPS, SEED)
+            return [[self.d_golden[i] for i in rows] for rows in order]
+        names, rows = ("prompt", "chosen", "rejected"), read_jsonl(run / "online_pairs/train.jsonl")
+        assert [row["step"] for row in rows] == [i // BATCH for i in range(len(rows))]
+        rows = [(*(row[f"{name}_ids"] for name in names), row["margin"]) for row in rows]
+        return [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
 
 
-def golden_pairs(setup: Path, texts: Texts) -> list[tuple]:
-    pairs = []
-    for row in read_jsonl(setup / "d_golden" / "train.jsonl"):
-        x, chosen = texts.ids(row["prompt"], row["chosen"], row["chosen_finished"])
-        pairs.append(
-            (
-                x,
-                chosen,
-                texts.ids(row["prompt"], row["rejected"], row["rejected_finished"])[1],
-                row["margin"],
-            )
-        )
-    return pairs
+@pytest.fixture(scope="module")
+def texts(setup):
+    return Texts(setup)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("script", [name for name in SCRIPTS if not name.endswith("offline")])
-def test_the_proxy_has_labelled_what_was_sampled(script, setup, finished):
-    """The chosen response is the one that the proxy, not golden, scores higher, by the margin that is kept."""
-    texts = Texts(setup)
-    proxy, data = (
-        load(setup / "proxy", AutoModelForSequenceClassification),
-        golden_pairs(setup, texts),
-    )
-    steps = pairs_of(script, finished(script), setup, texts)
-    for pairs, indices in zip(
-        steps, batch_order(len(data), BATCH, STEPS, SEED).tolist(), strict=True
-    ):
-        assert [x for x, *_ in pairs] == [data[i][0] for i in indices]
-        read = READ if script == "ipo_hybrid" else 0
-        assert pairs[:read] == [data[i] for i in indices[:read]]
-        for x, chosen, rejected, margin in pairs[read:]:
-            assert (
-                score(proxy, x, chosen) - score(proxy, x, rejected)
-                == pytest.approx(margin, abs=1e-4)
-                and margin >= 0
-            )
+@pytest.mark.parametrize("script", ONLINE)
+def test_the_policy_samples_and_the_proxy_labels(script, setup, finished, texts):
+    """Both responses are those of the policy as it is in that step; chosen is the one that the
+    proxy scores higher, by the margin that is kept."""
+    proxy, run, read = load(setup / "proxy"), finished(script), READ * (script == "ipo_hybrid")
+    order = batch_order(len(texts.d_golden), BATCH, STEPS, SEED)
+    for step, (pairs, rows) in enumerate(zip(texts.pairs(run), order, strict=True)):
+        policy = load(run / "policies" / str(step))
+        uniforms = torch.rand(2, BATCH, 33, generator=generator(SEED, step, "sample"))
+        assert pairs[:read] == [texts.d_golden[i] for i in rows[:read]]
+        assert [x for x, *_ in pairs] == [texts.d_golden[i][0] for i in rows]
+        for i, (x, chosen, rejected, margin) in list(enumerate(pairs))[read:]:
+            both = [sampled(policy, x, uniforms[k, i]) for k in (0, 1)]
+            assert both in ([chosen, rejected], [rejected, chosen])
+            gap = score(proxy, x, chosen) - score(proxy, x, rejected)
+            assert gap == pytest.approx(margin, abs=1e-4) and margin >= 0
             assert (chosen == rejected) == (margin == 0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_an_evaluation_says_what_its_responses_are(script, setup, finished):
-    texts, run, sft = Texts(setup), finished(script), load(setup / "sft")
-    preference_models = {"win_rate": load(setup / "golden", AutoModelForSequenceClassification)}
-    if not script.endswith("offline"):
-        preference_models["proxy_win_rate"] = load(
-            setup / "proxy", AutoModelForSequenceClassification
-        )
-    baselines = read_jsonl(setup / "baseline" / "responses.jsonl")
-    baselines = {
-        split: [row for row in baselines if row["split"] == split][:PROMPTS]
-        for split in ("train", "test")
-    }
-    data = random.Random(0).sample(golden_pairs(setup, texts), PROMPTS)
+def test_an_evaluation_says_what_its_responses_are(script, setup, finished, texts):
+    run, sft, mean = finished(script), load(setup / "sft"), statistics.mean
+    models = {name: load(setup / part) for name, part in MODELS.items()}
+    data = random.Random(0).sample(texts.d_golden, PROMPTS)
+
+    def stderr(values):
+        return statistics.stdev(values) / len(values) ** 0.5
+
     for row in read_jsonl(run / "evals.jsonl")[1:]:
         policy = load(run / "policies" / str(row["step"]))
         written = read_jsonl(run / "responses" / f"{row['step']}.jsonl")
-        prompts, sampled = sampled_again(policy.float(), written, texts, SEED, row["step"])
-        ended = [y[-1] == texts.tokenizer.eos_token_id for y in sampled]
-        assert ended == [said["finished"] for said in written] and row[
-            "finished"
-        ] == statistics.mean(ended)
-        assert row["response_length"] == statistics.mean(map(len, sampled))
-        policy.double()
+        answers = texts.answers(policy, written, SEED, row["step"])
+        assert row["finished"] == mean(said["finished"] for said in written)
+        assert row["response_length"] == mean(len(y) for _, y in answers)
         kls = []
-        for x, y in list(zip(prompts, sampled))[:5]:
+        for x, y in answers[:5]:
             p, q = (logprobs(m, x, y) for m in (policy, sft))
             kls.append((p.exp() * (p - q)).sum().item())
-        assert row["kl"] == pytest.approx(statistics.mean(kls), rel=1e-3)
-        assert row["kl_stderr"] == pytest.approx(statistics.stdev(kls) / len(kls) ** 0.5, rel=1e-3)
-        for name, preference_model in preference_models.items():
+        assert row["kl"] == pytest.approx(mean(kls), rel=1e-3)
+        assert row["kl_stderr"] == pytest.approx(stderr(kls), rel=1e-3)
+        for name, model in models.items():
             for key, split in ((name, "train"), (f"{name}_heldout", "test")):
-                said = [
-                    each | {"ids": y} for each, y in zip(written, sampled) if each["split"] == split
-                ]
-                assert [each["prompt"] for each in said] == [
-                    each["prompt"] for each in baselines[split]
-                ]
+                own = [(said, y) for said, y in zip(written, answers) if said["split"] == split]
+                others = [other for other in texts.baseline if other["split"] == split]
                 margins = []
-                for own, other in zip(said, baselines[split]):
-                    x, y = texts.ids(other["prompt"], other["response"], other["finished"])
-                    margins.append(
-                        score(preference_model, x, own["ids"]) - score(preference_model, x, y)
-                    )
-                assert [each[f"{name}_margin"] for each in said] == pytest.approx(margins, abs=1e-4)
+                for (said, answer), other in zip(own, others[:PROMPTS], strict=True):
+                    assert said["prompt"] == other["prompt"]
+                    other = texts.ids(other["prompt"], other["response"], other["finished"])
+                    margins.append(score(model, *answer) - score(model, *other))
+                    assert said[f"{name}_margin"] == pytest.approx(margins[-1], abs=1e-4)
                 won = [(m > 0) + 0.5 * (m == 0) for m in margins]
-                assert row[key] == statistics.mean(won)
-                assert row[f"{key}_stderr"] == pytest.approx(
-                    statistics.stdev(won) / len(won) ** 0.5
-                )
+                assert row[key] == mean(won)
+                assert row[f"{key}_stderr"] == pytest.approx(stderr(won))
         ratios = [
             [(logprob(policy, x, y) - logprob(sft, x, y)).item() for y in both]
             for x, *both, _ in data
         ]
-        assert row["chosen_logratio"] == pytest.approx(
-            statistics.mean(c for c, _ in ratios), abs=1e-3
-        )
-        assert row["rejected_logratio"] == pytest.approx(
-            statistics.mean(r for _, r in ratios), abs=1e-3
-        )
-        assert row["accuracy"] == statistics.mean(c > r for c, r in ratios)
+        for name, values in zip(("chosen", "rejected"), zip(*ratios)):
+            assert row[f"{name}_logratio"] == pytest.approx(mean(values), abs=1e-3)
+        assert row["accuracy"] == mean(c > r for c, r in ratios)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, setup, finished):
-    """And its line of metrics is what the policy before it makes of its pairs."""
-    texts, run, sft, loss_of = (
-        Texts(setup),
-        finished(script),
-        load(setup / "sft"),
-        LOSS[script.partition("_")[0]],
-    )
-    policy = load(run / "policies" / "0")
-    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), sft.parameters()))
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0)
-    for step, (pairs, row) in enumerate(
-        zip(pairs_of(script, run, setup, texts), read_jsonl(run / "metrics.jsonl"))
-    ):
-        before, losses, logps, ratios = copy.deepcopy(policy), [], [], []
+def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, setup, finished, texts):
+    """Of the whole gradient, unless it is to be clipped. And the step's line of metrics is what
+    the policy before it makes of its pairs."""
+    run, sft, loss_of = finished(script), load(setup / "sft"), LOSS[script.partition("_")[0]]
+    policy, gradients, mean = load(run / "policies" / "0"), [], statistics.mean
+    assert torch.equal(vector(policy.parameters()), vector(sft.parameters()))
+    lines = read_jsonl(run / "metrics.jsonl")
+    for step, (pairs, row) in enumerate(zip(texts.pairs(run), lines, strict=True)):
+        losses, logps, ratios = [], [], []
         for x, *both, _ in pairs:
-            chosen, rejected = (logprob(policy, x, y) for y in both)
+            logps.append(torch.stack([logprob(policy, x, y) for y in both]))
             with torch.no_grad():
-                fixed = [logprob(sft, x, y) for y in both]
-            losses.append(loss_of((chosen - fixed[0]) - (rejected - fixed[1]), chosen))
-            logps.append((chosen.item(), rejected.item()))
-            ratios.append((chosen.item() - fixed[0].item(), rejected.item() - fixed[1].item()))
+                fixed = torch.stack([logprob(sft, x, y) for y in both])
+            ratios.append(logps[-1] - fixed)
+            losses.append(loss_of(ratios[-1][0] - ratios[-1][1], logps[-1][0]))
         loss = torch.stack(losses).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), CLIP)
-        optimizer.step()
-        rewards = [BETA * statistics.mean(values) for values in zip(*ratios)]
-        expected = {
-            "step": step,
-            "loss": loss.item(),
-            "grad_norm": norm.item(),
-            "learning_rate": RATE,
-        }
-        expected |= dict(zip(("logps/chosen", "logps/rejected"), map(statistics.mean, zip(*logps))))
-        expected |= {
-            "rewards/chosen": rewards[0],
-            "rewards/rejected": rewards[1],
-            "rewards/margins": rewards[0] - rewards[1],
-        }
-        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-4)
-        assert row["ties"] == sum(margin == 0 for *_, margin in pairs) / BATCH
-        if step:
-            assert row["rewards/accuracies"] == statistics.mean(
-                (c > r) + 0.5 * (c == r) for c, r in ratios
-            )
-        after = load(run / "policies" / str(step + 1))
-        moved, apart = (
-            sum((a - b).norm() ** 2 for a, b in zip(m.parameters(), after.parameters()))
-            for m in (before, policy)
-        )
-        assert (
-            apart < 0.01 * moved
-        )  # rounding decides the signs of a few gradients that are almost 0
-        policy.load_state_dict(after.state_dict())
+        gradients.append(vector(torch.autograd.grad(loss, list(policy.parameters()))))
+        logps, ratios = torch.stack(logps).detach(), torch.stack(ratios).detach()
+        rewards = (BETA * ratios.mean(0)).tolist()
+        expected = {"step": step, "loss": loss.item(), "grad_norm": gradients[-1].norm().item()}
+        expected |= {"learning_rate": RATE, "rewards/margins": rewards[0] - rewards[1]}
+        expected |= dict(zip(("rewards/chosen", "rewards/rejected"), rewards))
+        expected |= dict(zip(("logps/chosen", "logps/rejected"), logps.mean(0).tolist()))
+        expected |= {"ties": mean(margin == 0 for *_, margin in pairs)}
+        accuracy = mean((c > r) + 0.5 * (c == r) for c, r in ratios.tolist())
+        expected |= {"rewards/accuracies": accuracy if step else 0.5}  # all are 0 at first
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+        before, policy = policy, load(run / "policies" / str(step + 1))
+        moved = vector(policy.parameters()) - vector(before.parameters())
+        shorter = [clipped(gradient, CLIP) for gradient in gradients]
+        apart = [(moved - adamw(each, RATE)).norm() for each in (gradients, shorter)]
+        near, far = reversed(apart) if script in CLIPPED else apart
+        assert near < 1e-3 * moved.norm() < far  # far: clipped if it was not, or the reverse
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_gradient_that_is_clipped_to_nothing_moves_nothing(script, setup, tmp_path):
     """So nothing else does: no weight decay."""
-    settings = [
-        "--steps",
-        2,
-        "--batch-size",
-        4,
-        "--eval-every",
-        2,
-        "--eval-prompts",
-        4,
-        "--kl-prompts",
-        4,
-    ]
-    call(
-        f"{script}.py",
-        "--setup",
-        setup,
-        *settings,
-        "--max-grad-norm",
-        1e-20,
-        "--out",
-        tmp_path / "run",
-    )
-    sft, policy = load(setup / "sft"), load(tmp_path / "run" / "policy")
-    assert all(torch.equal(a, b) for a, b in zip(sft.parameters(), policy.parameters()))
+    call(f"{script}.py", "--setup", setup, *SETTINGS, "--max-grad-norm", 1e-20, "--out", tmp_path)
+    sft, policy = load(setup / "sft"), load(tmp_path / "policy")
+    assert torch.equal(vector(sft.parameters()), vector(policy.parameters()))
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo"])
+def test_flipped_labels_turn_the_first_step_around(loss, setup, tmp_path):
+    """At first the log-ratios are 0, so the gradient is that of chosen minus rejected."""
+    rows = read_jsonl(setup / "d_golden" / "train.jsonl")[:BATCH]
+    names = ["chosen", "chosen_finished", "rejected", "rejected_finished"]
+    flipped = [row | dict(zip(names[2:] + names, map(row.get, names))) for row in rows]
+    sft, moved = vector(load(setup / "sft").parameters()), []
+    for name, data in (("as it is", rows), ("flipped", flipped)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, data)))
+        words = ["--setup", setup, *SETTINGS, "--steps", 1, "--dataset", tmp_path / f"{name}.jsonl"]
+        call(f"{loss}_offline.py", *words, "--out", tmp_path / name)
+        moved.append(vector(load(tmp_path / name / "policy").parameters()) - sft)
+    assert (moved[0] + moved[1]).norm() < 1e-3 * moved[0].norm() > 0
 
 
 def test_another_seed_samples_other_texts(setup, tmp_path):
     """To the same prompts, in training and in evaluations."""
-    (tmp_path / "prompts.jsonl").write_text(
-        json.dumps({"prompt": read_jsonl(setup / "d_golden" / "train.jsonl")[0]["prompt"]})
-    )
+    prompt = {"prompt": read_jsonl(setup / "d_golden" / "train.jsonl")[0]["prompt"]}
+    (tmp_path / "prompt.jsonl").write_text(json.dumps(prompt))
+    words = ["--setup", setup, "--dataset", tmp_path / "prompt.jsonl", *SETTINGS, "--steps", 1]
+    words += ["--batch-size", 1, "--save-pairs"]
     for seed in (1, 2):
-        settings = [
-            "--steps",
-            1,
-            "--batch-size",
-            1,
-            "--eval-prompts",
-            4,
-            "--kl-prompts",
-            4,
-            "--save-pairs",
-            "--seed",
-            seed,
-        ]
-        call(
-            "ipo_online.py",
-            "--setup",
-            setup,
-            "--dataset",
-            tmp_path / "prompts.jsonl",
-            *settings,
-            "--out",
-            tmp_path / str(seed),
-        )
+        call("ipo_online.py", *words, "--seed", seed, "--out", tmp_path / str(seed))
     for name in ("online_pairs/train.jsonl", "responses/0.jsonl"):
         assert (tmp_path / "1" / name).read_text() != (tmp_path / "2" / name).read_text()
 
 
-def test_fine_tuning_learns_both_responses(tmp_path):
-    """Every pair has the same two, and half of the probability is each one's in the end."""
-    tokenizer, model = letter_tokenizer(), tiny_model(dtype=torch.float32)
-    model.save_pretrained(tmp_path / "model")
+def test_fine_tuning_is_adamw_down_the_loss_of_a_token(tmp_path):
+    """Of every token of both responses in the batch alike, however they are split; with warm-up, a
+    cosine, and gradients of norm 1 at most."""
+    steps, rate, warm, tokenizer = 40, 3e-3, 2, letter_tokenizer()
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "pairs.jsonl").write_text(
-        "\n".join([json.dumps({"prompt": "ab", "chosen": "cd", "rejected": "efg"})] * 8)
-    )
-    command = [
-        "-m",
-        "prepare.sft",
-        "--model",
-        tmp_path / "model",
-        "--dataset",
-        tmp_path / "pairs.jsonl",
-        "--steps",
-        150,
-    ]
-    call(*command, "--batch-size", 4, "--out", tmp_path / "sft")
-    model, (x, chosen, rejected) = (
-        load(tmp_path / "sft"),
-        (tokenizer(text).input_ids for text in ("ab", "cd", "efg")),
-    )
-    with torch.no_grad():
-        each = [
-            logprob(model, x, y + [tokenizer.eos_token_id]).exp().item() for y in (chosen, rejected)
-        ]
-    assert each == pytest.approx([0.5, 0.5], abs=0.1)
+    data = [("ab", "c", "defghabc"), ("a", "bb", "c"), ("cd", "a" * 20, "b"), ("h", "gfed", "ce")]
+    rows = [dict(zip(("prompt", "chosen", "rejected"), row)) for row in data * 2]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = tmp_path / "model", tmp_path / "pairs.jsonl", tmp_path / "s"
+    stage(train_sft, *words, sft_steps=steps, sft_learning_rate=rate, batch_size=4)
+
+    def loss_of(model, rows):
+        texts = [[tokenizer(text).input_ids for text in data[i % 4]] for i in rows]
+        texts = [(x, y + [tokenizer.eos_token_id]) for x, *both in texts for y in both]
+        return -sum(logprob(model, x, y) for x, y in texts) / sum(len(y) for _, y in texts)
+
+    model, gradients = load(tmp_path / "model"), []
+    before, weights = vector(model.parameters()), list(model.parameters())
+    for step, rows in enumerate(batch_order(8, 4, steps, 1)):
+        gradient = vector(torch.autograd.grad(loss_of(model, rows), weights))
+        gradients.append(clipped(gradient, 1.0))
+        share = (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
+        update = adamw(gradients, rate * (step / warm if step < warm else share))
+        torch.nn.utils.vector_to_parameters(vector(weights) + update, weights)
+    sft = load(tmp_path / "s")
+    apart = vector(sft.parameters()) - vector(weights)
+    assert apart.norm() < 1e-4 * (vector(weights) - before).norm()
+    told = json.loads((tmp_path / "s" / "nats_per_token.json").read_text())
+    assert told["train"] == pytest.approx(loss_of(sft, range(8)).item(), rel=1e-5)
 
 
 @torch.no_grad()
-def test_bf16_trains_and_samples_and_never_judges_or_measures(setup, tmp_path):
+def test_bf16_trains_and_samples_and_never_labels_or_measures(setup, texts, tmp_path):
     """Labels and margins are those of fp32, to more digits than bf16 has; the step is not."""
-    texts, settings = (
-        Texts(setup),
-        ["--steps", 1, "--batch-size", 8, "--eval-prompts", 8, "--kl-prompts", 8],
-    )
-    for name, precision in (("whole", "fp32"), ("half", "bf16")):
-        command = ["--setup", setup, *settings, "--precision", precision, "--save-policies"]
-        with torch.enable_grad():
-            call("ipo_online.py", *command, "--save-pairs", "--out", tmp_path / f"online_{name}")
-            call("ipo_offline.py", *command, "--out", tmp_path / f"offline_{name}")
-    proxy, golden = (
-        load(setup / role, AutoModelForSequenceClassification) for role in ("proxy", "golden")
-    )
-    for row in read_jsonl(tmp_path / "online_half" / "online_pairs" / "train.jsonl"):
-        scores = [
-            score(proxy, row["prompt_ids"], row[name]) for name in ("chosen_ids", "rejected_ids")
-        ]
-        assert scores[0] - scores[1] == pytest.approx(row["margin"], abs=1e-4)
-    first, other = (
-        read_jsonl(tmp_path / f"offline_{name}" / "evals.jsonl")[0] for name in ("whole", "half")
-    )
+    for script in ("ipo_online", "ipo_offline"):
+        command = [f"{script}.py", "--setup", setup, *SETTINGS, "--steps", 1, "--save-policies"]
+        command += ["--save-pairs"] * (script in ONLINE)
+        for precision in ("no", "bf16"):
+            words = ["--mixed-precision", precision, "--out", tmp_path / f"{script} {precision}"]
+            torch.enable_grad()(call)(*command, *words)
+    proxy, golden = (load(setup / part) for part in ("proxy", "golden"))
+    for x, chosen, rejected, margin in texts.pairs(tmp_path / "ipo_online bf16")[0]:
+        gap = score(proxy, x, chosen) - score(proxy, x, rejected)
+        assert gap == pytest.approx(margin, abs=1e-4)
+    runs = [tmp_path / f"ipo_offline {precision}" for precision in ("no", "bf16")]
+    first, other = (read_jsonl(run / "evals.jsonl")[0] for run in runs)
     assert first == other  # before the first step
-    moved = [
-        load(tmp_path / f"offline_{name}" / "policy").parameters() for name in ("whole", "half")
-    ]
-    apart = [(a - b).abs().max().item() for a, b in zip(*moved)]
-    assert max(apart) > 1e-6  # rounded gradients
-    baselines = {row["prompt"]: row for row in read_jsonl(setup / "baseline" / "responses.jsonl")}
-    written = read_jsonl(tmp_path / "offline_half" / "responses" / "1.jsonl")
-    policy = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "offline_half" / "policies" / "1"
-    ).eval()
-    for said, x, y in zip(written, *sampled_again(policy, written, texts, 1, 1)):
-        other = baselines[said["prompt"]]
+    moved = [vector(load(run / "policy").parameters()) for run in runs]
+    assert (moved[0] - moved[1]).abs().max() > 1e-6  # rounded gradients
+    written = read_jsonl(runs[1] / "responses" / "1.jsonl")
+    answers = texts.answers(load(runs[1] / "policies" / "1"), written, SEED, 1)
+    for said, answer in zip(written, answers):
+        other = next(row for row in texts.baseline if row["prompt"] == said["prompt"])
         other = texts.ids(other["prompt"], other["response"], other["finished"])
-        assert score(golden, x, y) - score(golden, *other) == pytest.approx(
-            said["win_rate_margin"], abs=1e-4
-        )
+        gap = score(golden, *answer) - score(golden, *other)
+        assert gap == pytest.approx(said["win_rate_margin"], abs=1e-4)

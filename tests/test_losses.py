@@ -85,7 +85,7 @@ def test_micro_batches_change_no_number(setup, tmp_path):
 TRL_NAMES = {"ipo": "ipo", "dpo": "sigmoid", "slic": "hinge"}
 
 
-@pytest.mark.parametrize("script", CONTRASTIVE)
+@pytest.mark.parametrize("script", [x for x in CONTRASTIVE if x.split("_")[0] in TRL_NAMES])
 def test_loss_and_gradient_are_those_of_trl(script, tmp_path):
     """DPOTrainer on the same pairs. Its IPO divides each log-ratio by the response's length."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")

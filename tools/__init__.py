@@ -1,4 +1,4 @@
-"""Two scripts as one page, and finished runs as one page. What both need: to write a page that needs nothing beside it."""
+"""Two scripts as one page, and runs as one page. Here: how a page is made that needs no network."""
 
 from pathlib import Path
 
@@ -13,13 +13,9 @@ PAGES = jinja2.Environment(
 )
 
 
-def page(template: str, **values) -> str:
-    """A page of HTML with its styles in it; what it shows are the values."""
-    return PAGES.get_template(template).render(**values) + "\n"
-
-
-def write_page(out: str, text: str) -> None:
-    """Write it, with the folders on its way."""
+def write_page(out: str | Path, template: str, **values) -> None:
+    """Write a page of HTML with its styles in it, and the folders on its way."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
+    text = PAGES.get_template(template).render(**values) + "\n"
     Path(out).write_text(text, encoding="utf-8")
     print(f"wrote {out}")
