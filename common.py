@@ -309,8 +309,8 @@ def load_pairs(
     limits = {"prompt": max_prompt_tokens}
     limits |= dict.fromkeys(names, max_response_tokens)
     for pair in pairs:
-        margin = rows[pair["row"]].get("margin")
-        pair["margin"] = margin if type(margin) in (int, float) else math.nan
+        value = rows[pair["row"]].get("margin")
+        pair["margin"] = value if type(value) in (int, float) else math.nan
         for name, limit in limits.items():
             if len(pair[name]) > limit:
                 kind = "prompt" if name == "prompt" else "response"
@@ -319,7 +319,9 @@ def load_pairs(
     if bad:
         first = f"row {min(bad)}: {bad[min(bad)]}"
         count = f"{len(bad)} of {len(rows)} rows"
-        if on_bad_row == "error" or "chosen_ids" in columns:
+        if "chosen_ids" in columns:  # a replay needs every row
+            fail(f"{source}: {first} ({count} cannot be used)")
+        if on_bad_row == "error":
             fail(f"{source}: {first} ({count} cannot be used; --on-bad-row skip leaves them out)")
         print(f"{source}: {count} left out, the first is {first}")
     kept = [pair for pair in pairs if pair["row"] not in bad]

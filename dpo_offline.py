@@ -43,25 +43,24 @@ from common import (
 class Args:
     # ---- what a run starts from
     setup: str | None = None
-    """folder that `python -m prepare` makes, with all parts below (without --model and --dataset:
-    setups/reviews)"""
+    """folder made by `python -m prepare`: it has what the next five arguments do not name
+    (setups/reviews, where neither --model nor --dataset is given)"""
     model: str | None = None
-    """the SFT policy: where training starts, and the frozen reference; folder or Hub name
-    (SETUP/sft)"""
+    """the SFT policy, which training starts from, and the frozen reference (default: SETUP/sft)"""
     dataset: str | None = None
-    """preference pairs: file, folder or Hub name (SETUP/d_golden)"""
+    """preference pairs: file, folder or Hub name (default: SETUP/d_golden)"""
     proxy: str | None = None
-    """the proxy preference model, or any reward model: for win rates (SETUP/proxy)"""
+    """the proxy preference model, or a reward model; for win rates (default: SETUP/proxy)"""
     golden: str | None = None
-    """the golden preference model, which stands for the human: for win rates (SETUP/golden)"""
+    """the golden preference model, which stands for the human (default: SETUP/golden)"""
     baseline: str | None = None
-    """folder with responses of the baseline policy, for win rates (SETUP/baseline)"""
+    """folder with responses of the baseline policy, for win rates (default: SETUP/baseline)"""
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row of the data that cannot be used ends the run, or is left out and counted"""
 
     # ---- the run
     out: str | None = None
-    """folder of this run (runs/SETUP/SCRIPT__SEED)"""
+    """folder of this run (default: runs/SETUP/SCRIPT__SEED)"""
     resume: bool = False
     """continue the run in --out from its last checkpoint"""
     seed: int = 1
@@ -75,10 +74,9 @@ class Args:
     batch_size: int = 32
     """preference pairs a step, over all processes (paper: 32)"""
     learning_rate: float = 5e-4
-    """constant learning rate of AdamW without weight decay, for a policy of 115k parameters
-    (paper: 1e-5 for 770M)"""
+    """constant rate of AdamW without weight decay, for 115k parameters (paper: 1e-5 for 770M)"""
     beta: float = 1.0
-    """strength of the pull to the reference: the push on h fades at 1 / beta nats"""
+    """pull to the reference: the push on the margin h of log-ratios fades at 1 / beta nats"""
     max_grad_norm: float = 0.0
     """clip the gradient to this norm; 0: never (paper: not stated)"""
     shuffle: Literal["all", "none"] | int = "all"
@@ -89,7 +87,7 @@ class Args:
     gradient_checkpointing: bool = False
     """compute each layer again in the backward pass: less memory, a third more time"""
     fast: bool = False
-    """sample by fast.py: the same tokens, by CUDA graphs, which a GPU needs to be fast"""
+    """sample by fast.py: the same tokens, faster on a GPU (CUDA graphs)"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens; a longer one is a bad row, never cut (paper: 1,024)"""
     max_response_tokens: int = 33
@@ -97,15 +95,15 @@ class Args:
 
     # ---- evaluation and output
     eval_every: int = 40
-    """gradient steps from one evaluation, and checkpoint, to the next (paper: not stated)"""
+    """gradient steps between evaluations; each keeps a checkpoint (paper: not stated)"""
     eval_at: tuple[int, ...] = (5, 10, 20)
     """further steps to evaluate at: a run moves fastest at its beginning"""
     eval_prompts: int = 512
-    """prompts of a win rate, as many held-out ones, and pairs of the accuracy (paper: 2,048)"""
+    """how many training prompts, held-out prompts and pairs an evaluation uses (paper: 2,048)"""
     kl_prompts: int = 256
-    """the first of those prompts, for the KL to SFT, one sample each (paper: 256)"""
+    """how many training prompts the KL to SFT is measured on, one sample each (paper: 256)"""
     eval_batch_size: int = 256
-    """responses that an evaluation samples, and a preference model scores, at a time"""
+    """responses that an evaluation samples at a time"""
     save_policies: bool = False
     """keep the policy of every evaluation in policies/STEP/, not only the last one in policy/"""
     wandb: bool = False
@@ -114,11 +112,11 @@ class Args:
 
 @torch.no_grad()
 def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) -> list[list[int]]:
-    """One response to each prompt, at temperature 1 and from the whole vocabulary: the policy.
+    """One response to each prompt, at temperature 1, without top-k or top-p.
 
     prompts: N lists of ids. uniforms: (N, T) numbers in [0, 1), one for each token, so that a
-    response does not depend on the others. Returns N lists of at most T ids; EOS is the last of
-    those that have it.
+    response does not depend on the others. Returns N lists of at most T ids. A response that ended
+    has EOS as its last id.
     """
     ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding does not count
@@ -181,7 +179,7 @@ def kl_to_sft(policy, sft, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     """
     log_p = response_logprobs(policy, ids, mask.shape[1])
     log_q = response_logprobs(sft, ids, mask.shape[1])
-    # p - q sums to 0; without it rounding could make a term negative
+    # p - q sums to 0 over the vocabulary; with it rounding makes no term negative
     terms = log_p.exp() * (log_p - log_q) - (log_p.exp() - log_q.exp())
     return (terms.sum(2) * mask).sum(1)
 
@@ -190,15 +188,15 @@ def sampler(args: Args):
     """`sample`, or with --fast that of fast.py, whose tokens are the same."""
     if not args.fast:
         return sample
-    import fast
+    import fast  # only here: a script runs without that file
 
     return fast.sample
 
 
 @torch.no_grad()
-def sample_all(model, prompts: list, random: torch.Generator, eos: int, args: Args) -> list:
-    """One response to each of any number of prompts; `random` draws the uniforms."""
-    uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=random)
+def sample_all(model, prompts: list, rng: torch.Generator, eos: int, args: Args) -> list:
+    """One response to each of any number of prompts; `rng` draws the uniforms."""
+    uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=rng)
 
     def respond(rows):
         return sampler(args)(model, [prompts[i] for i in rows], uniforms[rows], eos)
@@ -208,7 +206,7 @@ def sample_all(model, prompts: list, random: torch.Generator, eos: int, args: Ar
 
 @torch.no_grad()
 def pair_logprobs(model, pairs: list[dict], args: Args) -> torch.Tensor:
-    """(P, 2) log-probabilities of the chosen and the rejected response of each pair."""
+    """(K, 2) log-probabilities of the chosen and the rejected response of each of K pairs."""
 
     def both(rows):
         part = [pairs[i] for i in rows]
@@ -226,8 +224,8 @@ def evaluate(policy, reference, tokenizer, evaluation, step: int, args: Args):
 
     The KL to SFT and the win rates against the baseline policy are those of fresh samples.
     """
-    prompts, random = evaluation.prompts, generator(args.seed, step, "evaluate")
-    responses = sample_all(policy, prompts, random, tokenizer.eos_token_id, args)
+    prompts, rng = evaluation.prompts, generator(args.seed, step, "evaluate")
+    responses = sample_all(policy, prompts, rng, tokenizer.eos_token_id, args)
 
     def kls(rows):
         asked, answered = [prompts[i] for i in rows], [responses[i] for i in rows]
@@ -257,30 +255,31 @@ def main(args: Args) -> None:
     precision = args.mixed_precision
     accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=out)
     policy, tokenizer = load_policy(args.model, sum(limits))
-    reference = copy.deepcopy(policy).requires_grad_(False).to(accelerator.device)
+    reference = copy.deepcopy(policy).requires_grad_(False).to(accelerator.device)  # never trained
     eos = tokenizer.eos_token_id
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed, args.shuffle)
 
-    def respond(prompts):  # in the place of a baseline policy
+    def respond(prompts):  # without --baseline the reference is the baseline policy
         return sample_all(reference, prompts, generator(args.seed, "baseline"), eos, args)
 
     evaluation = load_evaluation(args, tokenizer, pairs, respond, accelerator.device)
     evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, args)
 
-    # ---- begin, or continue from the last checkpoint
+    # ---- optimizer, trackers, and what the last checkpoint kept
     if args.gradient_checkpointing:
-        policy.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.activation_checkpointing_enable({"use_reentrant": False})
     weights, rate = policy.parameters(), args.learning_rate
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=True)
     policy, optimizer = accelerator.prepare(policy, optimizer)
-    model = accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # samples and evaluates
-    last, run_id = begin_run(args, script, pairs)
-    if last:
-        accelerator.load_state(out / "checkpoint" / str(last))
+    # the same weights without DDP and autocast: evaluation is in fp32, training asks for autocast
+    model = accelerator.unwrap_model(policy, keep_fp32_wrapper=False)
+    saved, run_id = begin_run(args, script, pairs)  # the step of the last checkpoint, or 0
+    if saved:
+        accelerator.load_state(out / "checkpoint" / str(saved))
     wandb = {"id": run_id, "name": args.out, "resume": "allow", "config": vars(args)}
-    options = {"tensorboard": {"purge_step": last}, "wandb": wandb}
-    accelerator.init_trackers("tandem", init_kwargs=options)
+    options = {"tensorboard": {"purge_step": saved}, "wandb": wandb}
+    accelerator.init_trackers("tandem", init_kwargs=options)  # the project in W&B
 
     @accelerator.on_main_process
     def log(name: str, rows: list[dict], mode: str = "a") -> None:
@@ -291,27 +290,28 @@ def main(args: Args) -> None:
 
     share = args.batch_size // accelerator.num_processes
     mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
-    bar = tqdm(range(last, args.steps + 1), script, disable=not accelerator.is_main_process)
-    for step in bar:
+    hidden = not accelerator.is_main_process
+    bar = tqdm(desc=script, total=args.steps, initial=saved, disable=hidden)
+    for step in range(saved, args.steps + 1):
         # ---- evaluate the policy as it is after `step` updates, and keep what a run continues from
         if step % args.eval_every == 0 or step in args.eval_at or step == args.steps:
-            row, answers = evaluate(model, reference, tokenizer, evaluation, step, args)
+            row, prompt_rows = evaluate(model, reference, tokenizer, evaluation, step, args)
             if not math.isfinite(row["kl"]):
                 fail(f"step {step}: the KL to SFT is {row['kl']}; lower --learning-rate")
-            log(f"responses/{step}", answers, "w")
+            log(f"responses/{step}", prompt_rows, "w")
             log("evals", [row])
             accelerator.log({f"evals/{name}": value for name, value in row.items()}, step)
             accelerator.on_main_process(bar.write)(summary(row))
             if args.save_policies and accelerator.is_main_process:
                 save_policy(out / "policies" / str(step), model, tokenizer)
-            if step > last:
+            if step > saved:
                 folder = out / "checkpoint" / str(step)
                 accelerator.save_state(f"{folder}.partial")
                 accelerator.wait_for_everyone()
                 if accelerator.is_main_process:
                     Path(f"{folder}.partial").rename(folder)
-                    shutil.rmtree(folder.with_name(str(last)), ignore_errors=True)
-                last = step
+                    shutil.rmtree(folder.with_name(str(saved)), ignore_errors=True)
+                saved = step
         if step == args.steps:
             break
         began = time.perf_counter()
@@ -324,7 +324,7 @@ def main(args: Args) -> None:
         rejected = [pair["rejected"] for pair in batch]
 
         # ---- the gradient, a micro-batch at a time, pairs of like length together
-        policy.train()
+        policy.train()  # dropout is 0: this is for gradient checkpointing
         lengths = [len(x) + max(len(y), len(z)) for x, y, z in zip(prompts, chosen, rejected)]
         by_length = sorted(range(share), key=lengths.__getitem__)
         results = []
@@ -333,12 +333,12 @@ def main(args: Args) -> None:
             both = [chosen[j] for j in part] + [rejected[j] for j in part]
             batch = collate([prompts[j] for j in part] * 2, both, accelerator.device)
             with accelerator.autocast():
-                policy_logprobs = sequence_logprob(policy, *batch).chunk(2)  # chosen, rejected
-                with torch.no_grad():
-                    reference_logprobs = sequence_logprob(reference, *batch).chunk(2)
-            logprobs = *policy_logprobs, *reference_logprobs
+                policy_chosen, policy_rejected = sequence_logprob(policy, *batch).chunk(2)
+            with accelerator.autocast(), torch.no_grad():
+                reference_chosen, reference_rejected = sequence_logprob(reference, *batch).chunk(2)
+            logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
             losses = preference_loss(*logprobs, args.beta)
-            accelerator.backward(losses.sum() / share)  # processes take the mean of their gradients
+            accelerator.backward(losses.sum() / share)  # DDP takes the mean over processes
             results.append(torch.stack([losses, *logprobs], 1).detach())  # (b, 5)
         policy.eval()
         max_norm = args.max_grad_norm or math.inf
@@ -364,19 +364,23 @@ def main(args: Args) -> None:
             "learning_rate": args.learning_rate,
             "grad_norm": grad_norm,
         }
-        if not math.isfinite(metrics["loss"] + grad_norm):
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
             told = f"the loss is {metrics['loss']}, the gradient's norm {grad_norm}"
-            fail(f"step {step}: {told}; lower --learning-rate, or --max-grad-norm 1")
+            fail(f"step {step}: {told}; lower --learning-rate, or try --max-grad-norm 1")
+
+        # ---- the update
         optimizer.step()
         optimizer.zero_grad()
         log("metrics", [metrics])
         accelerator.log({f"metrics/{name}": value for name, value in metrics.items()}, step)
         cost = {"seconds": time.perf_counter() - began}
-        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()  # 0 on a CPU
+        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()  # so far; 0 on a CPU
         log("timings", [{"step": step, **cost}])
-        bar.set_postfix(loss=metrics["loss"], kl=row["kl"], refresh=False)
+        bar.set_postfix(loss=metrics["loss"], refresh=False)
+        bar.update()
 
     # ---- policy/ says that the run is finished
+    bar.close()
     if accelerator.is_main_process:
         save_policy(out / "policy", model, tokenizer)
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
