@@ -796,6 +796,7 @@ def run_command(main, args) -> None:
             "gloo": "another process of this run has ended; --resume continues the run",
             "PytorchStreamWriter": "a file could not be written",
             "iostream error": "a file could not be written",
+            "inline_container": "a file could not be written",
             "PytorchStreamReader": "the checkpoint is damaged; begin a new run",
             "weights_only": "the checkpoint is damaged; begin a new run",
         }

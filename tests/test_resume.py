@@ -31,9 +31,9 @@ FILES = "metrics.jsonl", "evals.jsonl", "policy/model.safetensors", "responses/0
 def begin(*command, **environment):
     """A process that hears Ctrl-C, which a shell's background jobs and their children ignore."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPO}
-    options |= {"env": {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}}
     options |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen([sys.executable, *map(str, command)], **options)
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, env=os.environ | environment, **options)
 
 
 def wait_for(sign, process):
@@ -99,17 +99,21 @@ DOOM = {}  # thread: who dies; folder: whose changes count; left: how many come 
 
 
 def watch(event: str, args: tuple) -> None:
-    """Python calls this before it opens, renames, cuts or removes; at the end all of these fail."""
+    """Python calls this before it opens, renames or removes; at the end all of these fail."""
     if not DOOM or DOOM["thread"] != threading.get_ident() or not args:
         return
     removes = event in ("os.remove", "os.rmdir")
     writes = event == "open" and not {"w", "a", "x", "+"}.isdisjoint(args[1] or "")
-    changes = removes or writes or event in ("os.rename", "os.truncate")
+    changes = removes or writes or event == "os.rename"
     within = str(args[0]).startswith(DOOM["folder"])
     within |= removes and args[1] >= 0  # shutil.rmtree removes by names within an open folder
     if changes and within and not str(args[0]).endswith(".lock"):
         DOOM["left"] -= 1
         if DOOM["left"] < 0:
+            if writes:  # then it has opened the file already, and written nothing
+                thread, DOOM["thread"] = DOOM["thread"], None
+                open(*args[:2]).close()
+                DOOM["thread"] = thread
             raise Killed
 
 
@@ -154,13 +158,14 @@ def test_stopped_out_of_disk_and_moved_it_ends_as_if_nothing_had_happened(setup,
     assert (process.returncode, errors.splitlines()[-1]) == (1, told) and "Traceback" not in errors
     kept = max(checkpoints(run))
     size = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, size[1]))  # bytes; a checkpoint has more
-    try:
-        done = call(*command, first, "--out", run, code=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, size)
-    assert done.stderr.splitlines()[-1].startswith("error: a file could not be ")
-    assert checkpoints(run) == [kept]
+    for limit in (300_000, 600_000):  # bytes; the model has more, or else the optimizer's state
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, size[1]))
+        try:
+            errors = call(*command, first, "--out", run, code=1).stderr.splitlines()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, size)
+        assert "error: " in errors[-1] and "a file could not be" in errors[-1]
+        assert checkpoints(run) == [kept]
     first.rename(tmp_path / "elsewhere")
     moved = run.rename(tmp_path / "moved")
     args = moved / "args.json"
@@ -171,7 +176,7 @@ def test_stopped_out_of_disk_and_moved_it_ends_as_if_nothing_had_happened(setup,
     assert_equal_runs(moved, tmp_path / "whole")
 
 
-def test_other_arguments_and_another_script_are_refused_by_name(setup, runs, tmp_path):
+def test_other_arguments_and_another_script_are_refused_by_name(setup, runs):
     run, same = runs["ipo_offline"], ["--setup", setup, *SHORT, "--resume", "--out"]
     done = call("ipo_offline.py", *same, run, "--beta", 0.3, "--steps", 4, code=1)
     told = "steps was 3, is 4; beta was 0.1, is 0.3: repeat the run's own, or name another folder"
@@ -180,12 +185,6 @@ def test_other_arguments_and_another_script_are_refused_by_name(setup, runs, tmp
     assert f"--out {run}: script was ipo_offline, is bo2_offline: " in done.stderr
     done = call("ipo_offline.py", *same, run, "--eval-batch-size", 7, "--save-policies")
     assert "this run is finished" in done.stdout  # no number depends on these
-    done = call("ipo_offline.py", "--setup", setup, "--out", run, code=1)
-    assert f"--out {run}: holds a run; name another folder, or continue it" in done.stderr
-    (tmp_path / "notes.txt").write_text("not a run")
-    done = call("ipo_offline.py", *same, tmp_path, code=1)
-    assert f"--out {tmp_path}: holds something that is no run" in done.stderr
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_other_models_data_and_prompts_in_the_same_place_are_refused(setup, tmp_path):
@@ -219,7 +218,7 @@ def test_a_damaged_checkpoint_or_log_ends_in_one_line(setup, tmp_path):
     process, metrics = begin(*command), tmp_path / "metrics.jsonl"
     wait_for(lambda: checkpoints(tmp_path), process)
     assert killed(process)
-    last, log = tmp_path / "checkpoint" / str(max(checkpoints(tmp_path))), metrics.read_bytes()
+    last = tmp_path / "checkpoint" / str(max(checkpoints(tmp_path)))
     damages = [
         (last / "model.safetensors", lambda content: content[:230_000], "could not be read"),
         (last / "optimizer.bin", lambda content: content[:470_000], "checkpoint is damaged"),
@@ -234,34 +233,29 @@ def test_a_damaged_checkpoint_or_log_ends_in_one_line(setup, tmp_path):
         errors = call(*command, code=1).stderr
         assert told in errors and errors.count("\n") == 1
         file.write_bytes(content)
-        metrics.write_bytes(log)
-    metrics.write_bytes(log + b'{"step": 9')  # half a line, as a kill may leave
+    metrics.write_bytes(metrics.read_bytes() + b'{"step": 9')  # half a line, as a kill may leave
     assert "wrote" in call(*command).stdout
 
 
-def test_a_place_that_cannot_be_written_and_too_little_memory_end_in_one_line(setup):
+def test_a_place_that_cannot_be_written_ends_in_one_line(setup):
     for place in ("/proc/run", setup / "prepare.json" / "run"):
         done = call("ipo_offline.py", "--setup", setup, *LONG, "--out", place, code=1)
         assert "error: a file could not be" in done.stderr and done.stderr.count("\n") == 1
-    told = "error: .* memory.*: lower --micro-batch-size, --eval-batch-size or the --max-...-tokens"
-    with pytest.raises(SystemExit, match=told):
-        common.run_command(lambda args: torch.empty(10**15), None)
 
 
 def test_what_is_not_finite_is_never_kept(setup, tmp_path):
     """Neither a run's policy nor a stage of prepare, whether a step follows or not."""
-    data = ["--model", setup / "sft", "--dataset", setup / "d_golden", "--learning-rate", 1e39]
-    run = ["ipo_online.py", "--proxy", setup / "proxy", *FEW]
+    made, loss = (setup / "sft", setup / "d_golden", tmp_path / "model"), "step 1: the loss is "
     rates = {"sft_learning_rate": 1e39, "preference_learning_rate": 1e39}
-    for steps in (1, 3):
-        out, words = tmp_path / str(steps), (setup / "sft", setup / "d_golden", tmp_path / "model")
-        done = call(*run, *data, "--steps", steps, "--out", out, code=1)
-        assert "\nerror: " in done.stderr and not [*out.glob("checkpoint"), *out.glob("policy")]
-        with pytest.raises(SystemExit, match="error: sft: .*nan"):
-            stage(train_sft, *words, sft_steps=steps, **rates)
-        with pytest.raises(SystemExit, match="error: .*finite|error: model: .*nan"):
-            stage(train_preference_model, *words, steps, 1, **rates)
-        assert not words[-1].exists()
+    for steps, *told in ((1, "step 1: the KL", "-log pi", "no finite"), (3, loss, loss, loss)):
+        run, size = tmp_path / str(steps), ["--steps", steps, "--learning-rate", 1e39, *FEW]
+        done = call("ipo_online.py", "--setup", setup, *size, "--out", run, code=1)
+        assert told[0] in done.stderr and not [*run.glob("checkpoint"), *run.glob("policy")]
+        with pytest.raises(SystemExit, match=told[1]):
+            stage(train_sft, *made, sft_steps=steps, **rates)
+        with pytest.raises(SystemExit, match=told[2]):
+            stage(train_preference_model, *made, steps, 1, **rates)
+        assert not made[-1].exists()
 
 
 PREPARE = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out"]
@@ -269,7 +263,7 @@ PREPARE = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out"]
 
 def assert_equal_setups(setup, again):
     for path in setup.rglob("*"):
-        if path.is_file() and path.name not in ("prepare.json", ".lock"):
+        if path.is_file() and path.name != ".lock":
             assert (again / path.relative_to(setup)).read_bytes() == path.read_bytes(), path
     assert not [*again.glob("*.partial"), *again.glob("*.run")]
 
@@ -277,17 +271,16 @@ def assert_equal_setups(setup, again):
 def test_an_interrupted_prepare_continues(setup, tmp_path, monkeypatch):
     """Killed in each stage in turn, it ends with the same files."""
     again, kills = tmp_path / "again", 0
-    stages = "untrained_golden", "sft.partial", "golden.partial", "proxy.partial"
-    for half_made in (*stages, "baseline.run/checkpoint/1"):
-        process = begin(*PREPARE, again)
-        while process.poll() is None and not (again / half_made).exists():
-            time.sleep(0.005)
+    for made in ("untrained_golden", "sft", "golden", "proxy", "baseline.run/checkpoint/1"):
+        process, files = begin(*PREPARE, again), (again / made, again / f"{made}.partial")
+        while process.poll() is None and not any(file.exists() for file in files):
+            time.sleep(0.001)
         kills += killed(process)
     assert kills >= 4  # the last stage takes but a moment, and may have been faster
     kept, real, begun = checkpoints(again / "baseline.run"), ipo_online.begin_run, []
     monkeypatch.setattr(ipo_online, "begin_run", lambda *a: begun.append(real(*a)) or begun[-1])
     call(*PREPARE, again)
-    assert all(last == max(kept) for last, _ in begun)
+    assert all(last == max(kept, default=0) for last, _ in begun)
     assert_equal_setups(setup, again)
 
 
