@@ -11,7 +11,7 @@ demo: .venv/installed
 	TQDM_POSITION=1 $(PY) ipo_offline.py --out runs/demo/ipo_offline & offline=$$!; \
 	$(PY) ipo_online.py --out runs/demo/ipo_online; online=$$?; wait $$offline && exit $$online
 	$(PY) -m paper frontier runs/demo/ipo_offline runs/demo/ipo_online --out runs/demo/frontier \
-		--title "Same loss, same start, same steps: only the data differ"
+		--title "Same loss, same setup, same steps: only the data differ"
 
 test: .venv/installed-test
 	HF_HUB_OFFLINE=1 $(PY) -m pytest

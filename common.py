@@ -123,6 +123,9 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
     set on the Hub or one file of it. A local file is read as it is: text stays text."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a setup; name the pairs in it, for example {source}/d_golden")
+    if source.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")) and "://" not in source:
+        if not Path(source).exists():  # else the Hub would be asked
+            fail(f"{source}: there is no such file")
     kinds = [kind + end for kind in ("jsonl", "json", "csv", "parquet") for end in ("", ".gz")]
     files = [Path(source), *(Path(source, f"{split}.{kind}") for kind in kinds)]
     files = [file for file in files if file.is_file()]
@@ -794,6 +797,7 @@ def run_command(main, args) -> None:
         known = {
             "memory": "lower --micro-batch-size, --eval-batch-size or the --max-...-tokens",
             "gloo": "another process of this run has ended; --resume continues the run",
+            "NCCL": "another process of this run has ended; --resume continues the run",
             "PytorchStreamWriter": "a file could not be written",
             "iostream error": "a file could not be written",
             "inline_container": "a file could not be written",

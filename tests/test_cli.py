@@ -70,7 +70,7 @@ WRONG = [
     ("--shuffle 0", f"--shuffle 0: {RANGE}"),
     ("--setup nowhere", "--setup nowhere: no such folder; `python -m prepare --out nowhere`"),
     ("--setup HALF", "--model is missing: pass it, or a --setup that has sft/"),
-    ("--dataset nowhere.jsonl", "nowhere.jsonl: cannot be read as train data ("),
+    ("--dataset nowhere.jsonl", "nowhere.jsonl: there is no such file"),
     ("--dataset SETUP", "SETUP: is a setup; name the pairs in it, for example SETUP/d_golden"),
     ("--dataset SETUP/sft", "SETUP/sft: cannot be read as train data ("),
     ("--baseline OTHER", "OTHER/responses.jsonl: row 0: split must be train or test"),

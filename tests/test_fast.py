@@ -48,18 +48,22 @@ CASES = [(dtype, False) for dtype in TOLERANCE] + [(torch.float32, True), (torch
 
 @pytest.mark.parametrize("dtype, autocast", CASES, ids=str)
 def test_every_token_is_the_one_that_its_uniform_points_at(dtype, autocast):
-    """By the scoring path: the uniform lies between the token's two ends of the CDF."""
+    """By the scoring path: the uniform lies between the token's two ends of the CDF. After an
+    update too, whose weights must be cast again under autocast."""
     model = grouped_llama(dtype)
-    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-        responses = fast.sample(model, PROMPTS, UNIFORMS, 1)
     near = TOLERANCE[torch.bfloat16] if autocast else TOLERANCE[dtype]
-    for prompt, response, uniforms in zip(PROMPTS, responses, UNIFORMS):
-        ids, mask = collate([prompt], [response], DEVICE)
+    for factor in (1.0, -1.0):
         with torch.no_grad():
-            cdf = response_logprobs(model, ids, mask.shape[1])[0].exp().cumsum(1).cpu().double()
-        for token, u, ends in zip(response, uniforms.tolist(), cdf):
-            assert (ends[token - 1].item() if token else 0) - near <= u <= ends[token].item() + near
-    assert len(set(map(len, responses))) > 3
+            model.model.layers[1].mlp.down_proj.weight *= factor
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            responses = fast.sample(model, PROMPTS, UNIFORMS, 1)
+        assert len(set(map(len, responses))) > 3
+        for prompt, response, uniforms in zip(PROMPTS, responses, UNIFORMS):
+            ids, mask = collate([prompt], [response], DEVICE)
+            with torch.no_grad():
+                cdf = response_logprobs(model, ids, mask.shape[1])[0].exp().cumsum(1)
+            for token, u, ends in zip(response, uniforms.tolist(), cdf.tolist()):
+                assert (ends[token - 1] if token else 0) - near <= u <= ends[token] + near
 
 
 def test_a_model_is_left_as_it_was():
