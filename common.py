@@ -855,7 +855,7 @@ def read_record(args) -> dict:
             was = json.loads((out / "args.json").read_text())
         except ValueError:
             pass
-        if "script" not in was:
+        if not isinstance(was, dict) or "script" not in was:
             fail(f"{out}/args.json: is not what a run wrote; name another folder")
         if not args.resume:
             fail(f"--out {out}: holds a run; name another folder, or continue it with --resume")
@@ -903,6 +903,8 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
     kept = [int(path.name) for path in out.glob("checkpoint/*") if path.name.isdigit()]
     last = max(kept, default=0)
     if state.is_main_process:
+        if last and not (out / "metrics.jsonl").exists():
+            fail(f"{out}/metrics.jsonl: is gone, the checkpoint is of step {last}; begin a new run")
         for path in [*out.glob("*.jsonl"), *out.glob("online_pairs/*.jsonl")]:
             cut_back(path, last)
     return last, json.loads((out / "args.json").read_text())["id"]

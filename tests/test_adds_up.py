@@ -302,7 +302,7 @@ def test_fine_tuning_is_adamw_down_the_loss_of_a_token(tmp_path):
 
 
 @torch.no_grad()
-def test_bf16_trains_and_samples_and_never_labels_or_measures(setup, texts, tmp_path):
+def test_bf16_trains_and_never_labels_or_measures(setup, texts, tmp_path):
     """Labels and margins are those of fp32, to more digits than bf16 has; the step is not."""
     for script in ("ipo_online", "ipo_offline"):
         command = [f"{script}.py", "--setup", setup, *SETTINGS, "--steps", 1, "--save-policies"]

@@ -207,7 +207,7 @@ def test_other_models_data_and_prompts_in_the_same_place_are_refused(setup, tmp_
     with pytest.raises(SystemExit, match="run: prompts_sha256 was .*, is "):  # by their template
         begin_again(copy, text="b")
     assert begin_again(copy) == was
-    for broken in ("{", "[]", '{"steps": 3}'):
+    for broken in ("{", "3", '{"steps": 3}'):
         (tmp_path / "run" / "args.json").write_text(broken)
         with pytest.raises(SystemExit, match="run/args.json: is not what a run wrote"):
             begin_again(copy)
@@ -233,6 +233,9 @@ def test_a_damaged_checkpoint_or_log_ends_in_one_line(setup, tmp_path):
         errors = call(*command, code=1).stderr
         assert told in errors and errors.count("\n") == 1
         file.write_bytes(content)
+    metrics.rename(tmp_path / "kept")
+    assert "metrics.jsonl: is gone" in call(*command, code=1).stderr
+    (tmp_path / "kept").rename(metrics)
     metrics.write_bytes(metrics.read_bytes() + b'{"step": 9')  # half a line, as a kill may leave
     assert "wrote" in call(*command).stdout
 

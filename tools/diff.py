@@ -33,9 +33,9 @@ REASONS = {
     # ---- arguments
     '"""preference pairs: file': "Offline needs prompts with labelled responses. Online reads the"
     " prompts alone: it does without the responses and labels of others.",
-    "it labels the samples": "Online learns from the proxy. Offline only reports what it says.",
+    "it labels samples": "Online learns from the proxy. Offline only reports what it says.",
     "offline_share: float": "How much of each batch is read: the one choice the hybrid adds.",
-    "strength of the pull": "Beta has another meaning, and so another default, in each loss.",
+    "pull to the reference": "Beta has another meaning, and so another default, in each loss.",
     "shuffle: Literal": "Only pairs that were collected beforehand have an order to keep.",
     "sync_every: int": "Online can choose how fresh its samples are. At 1 each batch comes from the"
     " policy as it is.",
@@ -56,9 +56,9 @@ REASONS = {
     "count = round(": "With a share that leaves one part empty, the hybrid would be its sibling.",
     "read = min(": "The first rows of a batch are read. Each process reads those among its own.",
     # ---- the loop
-    "if step > last and step % args.sync_every": "A run continues from a step where it samples"
-    " anew: samples that wait for their step are in no checkpoint.",
-    'random = generator(args.seed, t, "sample")': "This is what makes the difference. Offline reads"
+    "if step > saved and step % args.sync_every": "A run continues from a step where it samples"
+    " again: samples that wait for their step are in no checkpoint.",
+    'rng = generator(args.seed, t, "sample")': "This is what makes the difference. Offline reads"
     " pairs that others wrote. Online samples two responses to each prompt from the policy that it"
     " trains, and asks the proxy which is better.",
     "a batch of pairs: read some": "The hybrid reads some pairs of a batch, and samples responses"
