@@ -16,7 +16,8 @@ WRITTEN = [page for page in PAGES if page.name != "findings.md"]  # that one is 
 PROGRAMS = {f"{script}.py": script for script in SCRIPTS}
 PROGRAMS |= {"tools/diff.py": "tools.diff", "tools/report.py": "tools.report"}
 PROGRAMS |= {"-m prepare": "prepare.__main__", "-m paper frontier": "paper.frontier"}
-PROGRAMS |= {f"benchmarks/{path.name}": None for path in (REPO / "benchmarks").glob("*.py")}
+BENCHMARKS = [path.stem for path in (REPO / "benchmarks").glob("*.py")]
+PROGRAMS |= {f"benchmarks/{name}.py": f"benchmarks.{name}" for name in BENCHMARKS}
 OLD = "--start", "--judge", "--save-stream", "--sample-ahead", "--track", "--precision", "--device"
 OLD += "--gradient-accumulation-steps", "--compile", "embedded world", "opponent", "exact rule"
 NEW_LOSS = re.compile(r"\bexp_(offline|online)\.py|\bdocs/exp\.md")  # CONTRIBUTING makes them
@@ -39,7 +40,7 @@ for path in REPO.glob("tests/*.py"):
 def flags() -> set[str]:
     """All that the programs and accelerate's launcher know."""
     known = set(launch_command_parser()._option_string_actions) | {"--help", "--logdir"}
-    for name in filter(None, PROGRAMS.values()):
+    for name in PROGRAMS.values():
         fields = importlib.import_module(name).Args.__dataclass_fields__
         known |= {"--" + field.replace("_", "-") for field in fields}
     return known
