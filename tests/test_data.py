@@ -309,7 +309,7 @@ ROW = st.dictionaries(NAMES, CELL)
 IDS = st.one_of(st.lists(st.integers(-1, 10), max_size=3), st.integers(), st.none(), st.text())
 ID_ROW = st.dictionaries(st.sampled_from(["prompt_ids", "chosen_ids", "rejected_ids"]), IDS)
 ID_ROW |= st.just({"prompt_ids": [2], "chosen_ids": [3], "rejected_ids": [4, 1]})
-APART = [HealthCheck.function_scoped_fixture]  # each example writes its file anew
+APART = [HealthCheck.function_scoped_fixture]  # each example writes its own file
 
 
 @given(st.lists(ROW, max_size=4) | st.lists(ID_ROW, max_size=4))

@@ -4,7 +4,7 @@ These tests know the command line and the files alone. tests/frozen/ has the set
 of a few letters, and the reference, made by models in float64. fp32 is held to the same numbers
 more loosely, but has to sample the same tokens and give the same labels.
 
-`python -m tests.test_frozen` writes the reference anew: only where results are meant to change.
+`python -m tests.test_frozen` writes the reference again: only where results are meant to change.
 """
 
 import gzip

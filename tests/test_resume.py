@@ -188,7 +188,7 @@ def test_other_arguments_and_another_script_are_refused_by_name(setup, runs):
 
 
 def test_other_models_data_and_prompts_in_the_same_place_are_refused(setup, tmp_path):
-    """By their contents, as where a setup was prepared anew; a damaged args.json is refused too."""
+    """By their contents, as where a setup is prepared again. So is a damaged args.json."""
 
     def begin_again(setup, text="a"):
         args = ipo_offline.Args(setup=str(setup), out=str(tmp_path / "run"), resume=True)

@@ -1,7 +1,7 @@
 """Two scripts side by side on a page, each difference with its reason.
 
 python tools/diff.py ipo_offline.py ipo_online.py     writes diff.html
-python tools/diff.py --all                            makes the pages in docs/diffs/ anew
+python tools/diff.py --all                            makes the pages in docs/diffs/ again
 """
 
 import re
@@ -79,7 +79,7 @@ class Args:
     out: str = "diff.html"
     """the page to write"""
     all: bool = False
-    """make the pages in docs/diffs/ anew"""
+    """make the pages in docs/diffs/ again"""
 
 
 @dataclass
