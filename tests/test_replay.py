@@ -3,11 +3,12 @@ run again. With --sync-every batches are sampled ahead."""
 
 import gzip
 import json
+import shutil
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from common import decode, generator, load_pairs, load_policy
 from ipo_online import sample
@@ -137,3 +138,20 @@ def test_saved_pairs_of_another_model_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="has ids of --model, which --golden-model may not share"):
         split_by_prompt(args)
     assert not (tmp_path / "setup").exists()
+
+
+def test_a_tie_keeps_the_first_sample_as_chosen(setup, tmp_path):
+    """A proxy that says the same of every text: no label is its own."""
+    shutil.copytree(setup / "proxy", tmp_path / "proxy")
+    proxy = AutoModelForSequenceClassification.from_pretrained(tmp_path / "proxy")
+    torch.nn.init.zeros_(proxy.score.weight)
+    proxy.save_pretrained(tmp_path / "proxy")
+    words = ["--setup", setup, "--proxy", tmp_path / "proxy", *SIZES, "--steps", 1, "--save-pairs"]
+    call("ipo_online.py", *words, "--out", tmp_path / "run")
+    rows = read_jsonl(tmp_path / "run" / "online_pairs" / "train.jsonl")
+    policy, tokenizer = load_policy(str(setup / "sft"), 49)
+    uniforms = torch.rand(2, len(rows), 33, generator=generator(1, 0, "sample"))
+    prompts, eos = [row["prompt_ids"] for row in rows], tokenizer.eos_token_id
+    for name, noise in zip(("chosen_ids", "rejected_ids"), uniforms):
+        assert [row[name] for row in rows] == sample(policy, prompts, noise, eos)
+    assert {row["margin"] for row in rows} == {0}
