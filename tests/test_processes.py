@@ -21,7 +21,7 @@ CPU = {"ACCELERATE_USE_CPU": "1"}  # whatever the name of --multi_gpu
     [("ipo_offline", 1e-5), ("ipo_online", 1e-5), ("ipo_hybrid", 1e-5), ("ipo_hybrid", 1e-9)],
 )
 def test_two_processes_compute_what_one_computes(script, tolerance, setup, tmp_path):
-    """The same texts and pairs, numbers to the digits of fp32, or of float64; each line is printed once.
+    """The same texts and pairs, numbers to the digits of fp32 or float64, each line printed once.
 
     Of the hybrid's two processes one reads all of its rows, and the other one none. The two compute
     each layer again in the backward pass.
