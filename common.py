@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -46,30 +47,67 @@ class Prompt(list):
 
 def load_tokenizer(source: str):
     """A tokenizer from a folder or a Hub name. Where it has no padding token, EOS pads: only masks
-    tell what is padding."""
+    tell what is padding.
+
+    `turn_end` is the id that its chat template writes behind an answer, EOS where it writes none.
+    `ends` are the ids that end a response: these two, and those that `load_policy` adds.
+    """
     tokenizer = from_pretrained(AutoTokenizer, source, "tokenizer")
     if tokenizer.eos_token_id is None:
         fail(f"{source}: its tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    try:
+        closing = write_turn(tokenizer, [{"role": "user", "content": "What is 2 + 2?"}], "4")[2]
+    except Exception:  # no chat template, or one that wants other messages
+        closing = ""
+    added = tokenizer.added_tokens_decoder.items()
+    found = [(closing.find(token.content), i) for i, token in added if token.special]
+    found = [(place, i) for place, i in found if place >= 0]
+    tokenizer.turn_end = min(found, default=(0, tokenizer.eos_token_id))[1]
+    tokenizer.ends = sorted({tokenizer.eos_token_id, tokenizer.turn_end})
     return tokenizer
 
 
+def write_turn(tokenizer, messages: list[dict], answer: str, **options) -> tuple[str, str, str]:
+    """(prompt, response, what closes the turn) as the chat template writes a conversation.
+
+    The response may have more than the answer: a space before it, or an empty thought. ValueError
+    where the template would not write the answer behind its own prompt.
+    """
+    turns = [*messages, {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    options["add_generation_prompt"] = True
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    if not whole.startswith(prompt):
+        told = f"ends a prompt with {prompt[-30:]!r}, but writes an answer as {whole[-60:]!r}"
+        raise ValueError(f"the chat template {told}; change it, or give chat_template_kwargs")
+    rest = whole.removeprefix(prompt)
+    end = max(rest.find(answer.strip()), 0) + len(answer.strip())
+    return prompt, rest[:end], rest[end:]
+
+
 def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Ids of texts that begin with a prompt. Each distinct text is encoded once."""
-    ids, groups = {}, {True: [], False: []}
-    for text in dict.fromkeys(texts):
-        has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-        groups[has_bos].append(text)
-    for has_bos, group in groups.items():  # a chat template may have written BOS itself
-        if group:
-            options = {"add_special_tokens": not has_bos, "return_attention_mask": False}
-            ids |= zip(group, tokenizer(group, **options).input_ids)
+    """Ids of texts that begin with a prompt. Each distinct text is encoded once.
+
+    Special tokens that the tokenizer puts before a text are there, unless the text begins with BOS
+    already, as a chat template may write it. Those that it puts behind a text are not.
+    """
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return []
+    options = {"add_special_tokens": False, "return_attention_mask": False}
+    letter, marked = tokenizer("a", **options).input_ids, tokenizer("a").input_ids
+    first = marked[: marked.index(letter[0])] if letter else []
+    ids = {}
+    for text, body in zip(distinct, tokenizer(distinct, **options).input_ids):
+        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        ids[text] = body if begun else first + body
     return [ids[text] for text in texts]
 
 
-def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[bool]):
-    """Ids of prompts and of responses; EOS is appended to a finished response only.
+def encode(tokenizer, prompts: list[str], responses: list[str], ends: list[int | None]):
+    """Ids of prompts and of responses. ends: the id behind each response, or None.
 
     A response's ids are what prompt + response adds to the prompt's ids, because that is what a
     model samples: encoded alone, many tokenizers put a word mark before a text. Where the prompt's
@@ -78,26 +116,27 @@ def encode(tokenizer, prompts: list[str], responses: list[str], finished: list[b
     heads = encode_prompts(tokenizer, prompts)
     wholes = encode_prompts(tokenizer, [x + y for x, y in zip(prompts, responses)])
     tails = []
-    for head, whole, response, ended in zip(heads, wholes, responses, finished):
+    for head, whole, response, end in zip(heads, wholes, responses, ends):
         tail = whole[len(head) :]
         if whole[: len(head)] != head:
             tail = tokenizer(response, add_special_tokens=False).input_ids
-        if ended:
-            tail = tail + [tokenizer.eos_token_id]
+        if end is not None:
+            tail = [*tail, end]
         tails.append(tail)
     return heads, tails
 
 
-def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]]):
-    """(texts of responses without special tokens, whether each ended with EOS): `encode` undone.
+def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]], special: bool = False):
+    """(texts of responses, whether each has ended): `encode` undone. special: keep special tokens.
 
     A response is decoded behind its prompt: many tokenizers drop the space that begins a text.
     """
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    heads = tokenizer.batch_decode(prompts, **options)
+    options = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
+    heads = dict.fromkeys(map(tuple, prompts))  # each is decoded once
+    heads |= zip(heads, tokenizer.batch_decode(list(heads), **options))
     wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], **options)
-    finished = [y[-1:] == [tokenizer.eos_token_id] for y in responses]
-    return [whole[len(head) :] for head, whole in zip(heads, wholes)], finished
+    finished = [not set(tokenizer.ends).isdisjoint(y[-1:]) for y in responses]
+    return [whole[len(heads[tuple(x)]) :] for x, whole in zip(prompts, wholes)], finished
 
 
 def pad(sequences: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,40 +162,42 @@ def load_rows(source: str, split: str = "train") -> list[dict]:
     set on the Hub or one file of it. A local file is read as it is: text stays text."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a setup; name the pairs in it, for example {source}/d_golden")
-    if source.endswith((".json", ".jsonl", ".csv", ".parquet", ".gz")) and "://" not in source:
-        if not Path(source).exists():  # else the Hub would be asked
-            fail(f"{source}: there is no such file")
-    kinds = [kind + end for kind in ("jsonl", "json", "csv", "parquet") for end in ("", ".gz")]
-    files = [Path(source), *(Path(source, f"{split}.{kind}") for kind in kinds)]
+    kinds = [f".{kind}{end}" for kind in ("jsonl", "json", "csv", "parquet") for end in ("", ".gz")]
+    files = [Path(source), *(Path(source, split + kind) for kind in kinds)]
     files = [file for file in files if file.is_file()]
     try:
         if len(files) == 1:
             rows = read_file(files[0])
+        elif source.endswith(tuple(kinds)) and "://" not in source and not Path(source).exists():
+            raise ValueError("there is no such file")  # else the Hub would be asked
         else:
-            import datasets  # only here: it takes half a second
-
-            datasets.disable_progress_bars()
-            datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-            datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # what is read is not reported
-            if Path(source, "state.json").is_file():  # of Dataset.save_to_disk
-                rows = datasets.load_from_disk(source).to_list()
-            elif "://" in source:  # hf://datasets/OWNER/NAME/FILE
-                kind = next((kind for kind in ("parquet", "csv") if f".{kind}" in source), "json")
-                rows = datasets.load_dataset(kind, data_files=source, split="train").to_list()
-            elif Path(source).is_dir():
-                if not set("[*?").isdisjoint(source):
-                    raise ValueError("datasets takes its path for a pattern; name a file in it")
-                with tempfile.TemporaryDirectory() as cache:  # the usual one may have older files
-                    rows = datasets.load_dataset(source, split=split, cache_dir=cache).to_list()
-            else:
-                rows = datasets.load_dataset(source, split=split).to_list()
+            rows = read_datasets(source, split)
+        for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is no object with columns")
     except Exception as error:  # whatever a broken file may raise
-        why = first_line(error.__cause__ or error)
-        fail(f"{source}: cannot be read as {split} data ({why})")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            fail(f"{source}: row {number}: is no object with columns")
+        fail(f"{source}: cannot be read as {split} data ({first_line(error.__cause__ or error)})")
     return rows
+
+
+def read_datasets(source: str, split: str) -> list[dict]:
+    """The rows of what the library datasets knows: a folder, a name on the Hub, a file there."""
+    import datasets  # only here: it takes half a second
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # what is read is not reported
+    if Path(source, "state.json").is_file():  # of Dataset.save_to_disk
+        return datasets.load_from_disk(source).to_list()
+    if "://" in source:  # hf://datasets/OWNER/NAME/FILE
+        kind = next((kind for kind in ("parquet", "csv") if f".{kind}" in source), "json")
+        return datasets.load_dataset(kind, data_files=source, split="train").to_list()
+    if not Path(source).is_dir():
+        return datasets.load_dataset(source, split=split).to_list()
+    if not set("[*?").isdisjoint(source):
+        raise ValueError("datasets takes its path for a pattern; name a file in it")
+    with tempfile.TemporaryDirectory() as cache:  # the usual one may answer with older files
+        return datasets.load_dataset(source, split=split, cache_dir=cache).to_list()
 
 
 def read_file(path: Path) -> list[dict]:
@@ -167,25 +208,20 @@ def read_file(path: Path) -> list[dict]:
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line} is not UTF-8: {error}") from None
-    rows = []
+    text = content.decode("utf-8-sig")
     if ".csv" in path.suffixes:
         csv.field_size_limit(sys.maxsize)
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        try:
-            for row in reader:
-                if None in row:
-                    raise csv.Error("more cells than columns")
-                rows.append({name: csv_value(name, cell) for name, cell in row.items()})
-        except csv.Error as error:
-            raise ValueError(f"line {reader.reader.line_num} is not CSV: {error}") from None
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        for number, row in enumerate(rows):
+            if None in row:
+                raise ValueError(f"row {number} has more cells than there are columns")
+            for name in {"chosen_finished", "rejected_finished", "margin"} & row.keys():
+                with contextlib.suppress(ValueError):  # all else stays text
+                    row[name] = json.loads(row[name].lower())
         return rows
     if text.lstrip().startswith("["):
         return json.loads(text)
+    rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -195,69 +231,74 @@ def read_file(path: Path) -> list[dict]:
     return rows
 
 
-def csv_value(name: str | None, cell: str):
-    """A cell of a CSV file: text, whatever it looks like, but for the columns that are no text."""
-    if name in ("chosen_finished", "rejected_finished", "margin"):
-        with contextlib.suppress(ValueError):
-            return json.loads(cell.lower())
-    return cell
+def read_messages(name: str, messages) -> list[dict]:
+    """Messages, {role, content}, of a column. Contents in parts become texts."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{name} is no list of messages")
+    read = []
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError(f"{name} has a message without role and content")
+        content = message["content"]
+        if isinstance(content, list):
+            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+            if not all(isinstance(part, str) for part in parts):
+                raise ValueError(f"{name} has a message with a part that is no text")
+            content = "".join(parts)
+        read.append(message | {"content": content})
+    return read
 
 
-def conversation(value) -> bool:
-    """Whether it is a list of messages, {role, content}."""
-    messages = value if isinstance(value, list) else [None]
-    return len(messages) > 0 and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
-    )
-
-
-def split_messages(prompt, responses: dict) -> tuple[list[dict], list[str]]:
+def split_messages(row: dict, names: tuple) -> tuple[list[dict], list[str]]:
     """(the messages of the prompt, the texts of the answers) of a conversational row.
 
     The prompt is a column of its own, or inside both responses. An answer is one message.
     """
-    for name, messages in responses.items():
-        if not conversation(messages):
-            raise ValueError(f"{name} is no list of messages with role and content")
-    heads = [messages[:-1] for messages in responses.values()] or [[]]
-    if heads[0] != heads[-1] or (heads[0] and isinstance(prompt, list) and prompt != heads[0]):
+    responses = [read_messages(name, row[name]) for name in names]
+    heads = [messages[:-1] for messages in responses] or [[]]
+    prompt = heads[0]
+    if not prompt or isinstance(row.get("prompt"), list):
+        prompt = read_messages("prompt", row.get("prompt"))
+    if any(head not in ([], prompt) for head in heads) or heads[0] != heads[-1]:
         raise ValueError("chosen and rejected do not continue one prompt by one message each")
-    prompt = heads[0] or prompt
-    if not conversation(prompt):
-        raise ValueError("prompt is no list of messages with role and content")
-    if not responses and prompt[-1]["role"] == "assistant":
-        raise ValueError("prompt ends with the assistant's message; remove that message")
-    answers = [messages[-1] for messages in responses.values()]
-    if any(answer["role"] != "assistant" for answer in answers):
+    if prompt[-1]["role"] == "assistant":
+        raise ValueError("prompt ends with the assistant's message; join it to the answers")
+    if any(messages[-1]["role"] != "assistant" for messages in responses):
         raise ValueError("the last message of chosen and of rejected must be the assistant's")
-    return prompt, [answer["content"] for answer in answers]
+    return prompt, [messages[-1]["content"] for messages in responses]
 
 
-def row_strings(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list[dict] | None]:
-    """(prompt, [chosen, rejected], messages) of a row. ValueError says what is wrong with it.
+def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list, list | None]:
+    """(prompt, responses, the id that ends each, messages) of a row. ValueError says what is wrong.
 
     Strings with or without a prompt column, or lists of {role, content}: then the chat template
-    writes the prompt's messages. names: ("chosen", "rejected"), or () for a prompt alone.
+    writes prompt and responses. names: of the responses, () for a prompt alone. A response with
+    NAME_finished false has no end.
     """
     if not set(names) <= row.keys():
-        told = f"there must be columns chosen and rejected, there are {', '.join(row)}"
+        told = f"there must be columns {' and '.join(names)}, there are {', '.join(row)}"
         raise ValueError(f"{told} (prompts alone serve online)")
-    prompt, messages = row.get("prompt"), None
-    responses = [row[name] for name in names]
-    lists = [isinstance(text, list) for text in responses]
-    if isinstance(prompt, list) or (names and all(lists)):
-        messages, responses = split_messages(prompt, {name: row[name] for name in names})
+    prompt, messages, end = row.get("prompt"), None, tokenizer.eos_token_id
+    texts = [row[name] for name in names]
+    if isinstance(prompt, list) or (names and all(isinstance(text, list) for text in texts)):
+        messages, texts = split_messages(row, names)
         if tokenizer.chat_template is None:
             raise ValueError("conversational, but the tokenizer has no chat template")
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    elif names and prompt is None and all(isinstance(text, str) for text in responses):
-        halves = [text.rpartition("\n\nAssistant:") for text in responses]
+        options, tools = row.get("chat_template_kwargs") or {}, row.get("tools")
+        options = options | {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+        prompt = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **options
+        )
+        end = tokenizer.turn_end
+    elif len(names) == 2 and prompt is None and all(isinstance(text, str) for text in texts):
+        halves = [text.rpartition("\n\nAssistant:") for text in texts]
         (prompt, mark, chosen), (other, _, rejected) = halves
         if not prompt or prompt != other:
             told = "chosen and rejected share no prompt up to '\\n\\nAssistant:'"
             raise ValueError(f"there is no prompt, and {told}")
-        prompt, responses = prompt + mark, [chosen, rejected]
-    for name, text in zip(("prompt", *names), (prompt, *responses)):
+        prompt, texts = prompt + mark, [chosen, rejected]
+    finished = [row.get(f"{name}_finished") is not False for name in names]
+    for name, text in zip(("prompt", *names), (prompt, *texts)):
         if not isinstance(text, str):
             raise ValueError(f"{name} is no text")
         if not text.strip():
@@ -265,24 +306,14 @@ def row_strings(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], lis
         text.encode()  # half of a surrogate pair is no text
         if not isinstance(row.get(f"{name}_finished"), bool | None):
             raise ValueError(f"{name}_finished must be true or false")
-    return prompt, responses, messages
-
-
-def flaw(name: str, ids: list[int], ended: bool, eos: int, unknown: set[int]) -> str | None:
-    """Why the ids of a prompt or response cannot be used; None where they can."""
-    body = ids[: len(ids) - ended]
-    if not body:
-        return f"{name} has no tokens"
-    if not unknown.isdisjoint(body):
-        return f"{name} has a word that the tokenizer does not know"
-    if name != "prompt" and eos in body:
-        return f"{name} has the EOS token in its text; remove it there"
-    return None
-
-
-def unknown_ids(tokenizer) -> set[int]:
-    """The id of words that the tokenizer does not know, unless another token has it too."""
-    return {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    if messages:
+        for i, (name, text) in enumerate(zip(names, texts)):
+            _, texts[i], closing = write_turn(tokenizer, messages, text, **options)
+            if text.strip() not in texts[i]:
+                raise ValueError(f"the chat template changes {name}: it writes {texts[i][-60:]!r}")
+            if finished[i]:
+                texts[i] += closing.partition(tokenizer.convert_ids_to_tokens(end))[0]
+    return prompt, texts, [end if ended else None for ended in finished], messages
 
 
 def load_pairs(
@@ -307,10 +338,10 @@ def load_pairs(
         names = ()
     if "chosen_ids" in columns:
         pairs, bad = saved_pairs(rows, tokenizer)
+        on_bad_row = "error"  # a replay needs every row
     else:
         pairs, bad = encoded_pairs(rows, tokenizer, names)
-    limits = {"prompt": max_prompt_tokens}
-    limits |= dict.fromkeys(names, max_response_tokens)
+    limits = {"prompt": max_prompt_tokens} | dict.fromkeys(names, max_response_tokens)
     for pair in pairs:
         value = rows[pair["row"]].get("margin")
         pair["margin"] = value if type(value) in (int, float) else math.nan
@@ -320,44 +351,51 @@ def load_pairs(
                 why = f"{name} has {len(pair[name])} tokens, --max-{kind}-tokens is {limit}"
                 bad.setdefault(pair["row"], why)
     if bad:
-        first = f"row {min(bad)}: {bad[min(bad)]}"
-        count = f"{len(bad)} of {len(rows)} rows"
-        if "chosen_ids" in columns:  # a replay needs every row
-            fail(f"{source}: {first} ({count} cannot be used)")
+        first, count = f"row {min(bad)}: {bad[min(bad)]}", f"{len(bad)} of {len(rows)} rows"
         if on_bad_row == "error":
-            fail(f"{source}: {first} ({count} cannot be used; --on-bad-row skip leaves them out)")
+            told = "--on-bad-row skip leaves them out; a replay needs them all"
+            fail(f"{source}: {first} ({count} cannot be used; {told})")
         print(f"{source}: {count} left out, the first is {first}")
     kept = [pair for pair in pairs if pair["row"] not in bad]
     return kept or fail(f"{source}: no usable row")
 
 
 def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict], dict]:
-    """(pairs as ids, {row number: why it cannot be used})."""
-    strings, bad = {}, {}
+    """(pairs as ids, {row number: why it cannot be used}). A response's ids must read as its text:
+    then no word is unknown, and no end inside."""
+    read, bad = {}, {}
     for number, row in enumerate(rows):
         try:
-            strings[number] = row_strings(row, tokenizer, names)
+            read[number] = row_texts(row, tokenizer, names)
         except Exception as error:  # also whatever a chat template raises
             bad[number] = first_line(error)
-    texts = [text for text, _, _ in strings.values()]
-    ids = {"prompt": encode_prompts(tokenizer, texts)}
-    ended = {"prompt": [False] * len(texts)}
+    prompts = [prompt for prompt, *_ in read.values()]
+    pairs, ids = [], encode_prompts(tokenizer, prompts)
+    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    for number, text, prompt in zip(read, prompts, map(Prompt, ids)):
+        prompt.messages = read[number][3]
+        pairs.append({"row": number, "text": text, "prompt": prompt})
+        if not prompt:
+            bad[number] = "prompt has no tokens"
+        if not unknown.isdisjoint(prompt):
+            bad[number] = "prompt has a word that the tokenizer does not know"
     for i, name in enumerate(names):
-        responses = [both[i] for _, both, _ in strings.values()]
-        ended[name] = [rows[number].get(f"{name}_finished") is not False for number in strings]
-        ids[name] = encode(tokenizer, texts, responses, ended[name])[1]
-    pairs, eos, unknown = [], tokenizer.eos_token_id, unknown_ids(tokenizer)
-    for place, (number, (text, _, messages)) in enumerate(strings.items()):
-        pair = {"row": number, "text": text, **{name: ids[name][place] for name in ids}}
-        for name in ids:
-            why = flaw(name, pair[name], ended[name][place], eos, unknown)
-            if why:
-                bad.setdefault(number, why)
-        if names and pair["chosen"] == pair["rejected"]:
-            bad.setdefault(number, "chosen and rejected are the same: there is nothing to prefer")
-        pair["prompt"] = Prompt(pair["prompt"])
-        pair["prompt"].messages = messages
-        pairs.append(pair)
+        texts, ends = ([row[k][i] for row in read.values()] for k in (1, 2))
+        responses = encode(tokenizer, prompts, texts, ends)[1]
+        bodies = [y if end is None else y[:-1] for y, end in zip(responses, ends)]
+        again = decode(tokenizer, ids, bodies, special=True)[0]
+        for pair, y, body, text, back in zip(pairs, responses, bodies, texts, again):
+            pair[name], at = y, len(os.path.commonprefix([text, back]))
+            if text != back:
+                told = f"its tokens read {back[at : at + 30]!r} where it has {text[at : at + 30]!r}"
+                bad.setdefault(pair["row"], f"{name} cannot be written in this tokenizer: {told}")
+            if not set(tokenizer.ends).isdisjoint(body):
+                told = "has a token in its text that ends a response; remove it there"
+                bad.setdefault(pair["row"], f"{name} {told}")
+    for pair in pairs:
+        if names == ("chosen", "rejected") and pair["chosen"] == pair["rejected"]:
+            told = "chosen and rejected are the same: there is nothing to prefer"
+            bad.setdefault(pair["row"], told)
     return pairs, bad
 
 
@@ -451,7 +489,10 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
 
 def context_of(model) -> float:
     """The longest sequence that a model reads, in tokens; inf where its config has no limit."""
-    return getattr(model.config, "max_position_embeddings", None) or math.inf
+    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    embeddings = getattr(model.base_model, "embeddings", None)
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return limit if padding is None else limit - padding - 1  # RoBERTa counts from there
 
 
 def load_policy(source: str, tokens: int):
@@ -464,6 +505,9 @@ def load_policy(source: str, tokens: int):
     model, tokenizer = load_model(AutoModelForCausalLM, source, what, tokens)
     if "SequenceClassification" in str(model.config.architectures):
         fail(f"{source}: is a preference model, no {what}")
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    tokenizer.ends = sorted({*tokenizer.ends, *ends} - {None})
     ids = torch.arange(max(2, tokens))[None] * 7 % tokenizer.embeddings  # any text of that length
     padded = torch.cat([ids[:, :1], ids], 1)
     mask = torch.ones_like(padded).index_fill(1, torch.tensor(0), 0)
@@ -569,20 +613,23 @@ def sequences_to_compare(pairwise: bool, eos: int, prompts, first, second) -> tu
 
 def own_ids(preference: PreferenceModel, prompts: list, responses: list) -> tuple[list, list]:
     """The same texts in the preference model's own ids and chat template."""
+    own = preference.tokenizer
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     heads = preference.policy_tokenizer.batch_decode(prompts, **options)
+    texts, finished = decode(preference.policy_tokenizer, prompts, responses)
+    ends = [own.eos_token_id if ended else None for ended in finished]
     for i, prompt in enumerate(prompts):
         messages = getattr(prompt, "messages", None)
-        if messages and preference.tokenizer.chat_template:
+        if messages and own.chat_template:
             try:
-                heads[i] = preference.tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, tokenize=False
-                )
+                heads[i], texts[i], closing = write_turn(own, messages, texts[i].strip())
             except Exception as error:  # whatever a template may raise
                 why = f"({first_line(error)}): {messages}"
                 fail(f"{preference.model.name_or_path}: its chat template refuses a prompt {why}")
-    texts, finished = decode(preference.policy_tokenizer, prompts, responses)
-    return encode(preference.tokenizer, heads, texts, finished)
+            if finished[i]:
+                texts[i] += closing.partition(own.convert_ids_to_tokens(own.turn_end))[0]
+                ends[i] = own.turn_end
+    return encode(own, heads, texts, ends)
 
 
 @torch.no_grad()
@@ -681,29 +728,35 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
             answers = respond(prompts)
         return Evaluation(prompts, texts, len(texts), "sft", answers, known, golden, proxy)
 
-    source, splits = str(Path(args.baseline, "responses.jsonl")), {"train": [], "test": []}
-    for number, row in enumerate(load_rows(source)):
-        right = row.get("split") in splits and isinstance(row.get("finished"), bool)
-        right = right and all(isinstance(row.get(name), str) for name in ("prompt", "response"))
-        if not right:
-            told = "split must be train or test, prompt and response texts, finished true or false"
-            fail(f"{source}: row {number}: {told}")
-        splits[row["split"]].append(row)
-    train, test = (rows[: args.eval_prompts] for rows in splits.values())
+    source = str(Path(args.baseline, "responses.jsonl"))
+    rows, splits = load_rows(source), {"train": [], "test": []}
+    asked, bad = encoded_pairs(rows, tokenizer, names=())
+    for pair in asked:
+        row, number = rows[pair["row"]], pair["row"]
+        right = isinstance(row.get("response"), str) and isinstance(row.get("finished"), bool)
+        if not right or row.get("split") not in splits:
+            bad[number] = "split must be train or test, response a text, finished true or false"
+        elif len(pair["prompt"]) > limits[0]:
+            bad[number] = (
+                f"prompt has {len(pair['prompt'])} tokens, --max-prompt-tokens {limits[0]}"
+            )
+        else:
+            splits[row["split"]].append((pair["prompt"], row))
+    if bad:
+        fail(f"{source}: row {min(bad)}: {bad[min(bad)]}")
+    train, test = (kept[: args.eval_prompts] for kept in splits.values())
     if not train:
         fail(f"{source}: has no row of the split train; win rate and KL need its prompts")
-    rows = train + test
-    texts, answers, finished = ([r[n] for r in rows] for n in ("prompt", "response", "finished"))
-    ids, responses = encode(tokenizer, texts, answers, finished)
-    for text, prompt in zip(texts, ids):
-        why = flaw("prompt", prompt, False, tokenizer.eos_token_id, unknown_ids(tokenizer))
-        if why or len(prompt) > limits[0]:
-            fail(f"{source}: {text!r}: {why or f'is longer than --max-prompt-tokens {limits[0]}'}")
-    prompts = [Prompt(prompt) for prompt in ids]
-    for prompt, row in zip(prompts, rows):
+    ends = []
+    for prompt, row in train + test:
         prompt.messages = row.get("messages")
+        end = tokenizer.turn_end if prompt.messages else tokenizer.eos_token_id
+        ends.append(end if row["finished"] else None)
+    prompts, rows = zip(*train, *test)
+    texts, answers = ([row[name] for row in rows] for name in ("prompt", "response"))
+    responses = encode(tokenizer, texts, answers, ends)[1]
     counted = len(train), "baseline", responses
-    return Evaluation(prompts, texts, *counted, known, golden, proxy)
+    return Evaluation(list(prompts), texts, *counted, known, golden, proxy)
 
 
 def summarize(
@@ -735,6 +788,10 @@ def summarize(
             margins = columns.get(f"{name}_margin", [])[part]
             rate = mean_stderr(wins(torch.tensor(margins)), texts[part][: len(margins)])
             row[key], row[f"{key}_stderr"] = rate
+    verdicts = zip(columns.get("win_rate_margin", []), columns.get("proxy_win_rate_margin", []))
+    products = [golden * proxy for golden, proxy in verdicts][train]  # above 0 where they agree
+    rate = mean_stderr(wins(torch.tensor(products)), texts[: len(products)])
+    row["agreement"], row["agreement_stderr"] = rate
     row |= {"accuracy": None, "chosen_logratio": None, "rejected_logratio": None}
     if len(logratios):
         row["accuracy"] = wins(logratios[:, 0] - logratios[:, 1]).mean().item()
@@ -796,16 +853,12 @@ def run_command(main, args) -> None:
     except RuntimeError as error:
         known = {
             "memory": "lower --micro-batch-size, --eval-batch-size or the --max-...-tokens",
-            "gloo": "another process of this run has ended; --resume continues the run",
-            "NCCL": "another process of this run has ended; --resume continues the run",
-            "PytorchStreamWriter": "a file could not be written",
-            "iostream error": "a file could not be written",
-            "inline_container": "a file could not be written",
-            "PytorchStreamReader": "the checkpoint is damaged; begin a new run",
-            "weights_only": "the checkpoint is damaged; begin a new run",
+            "gloo|NCCL": "another process of this run has ended; --resume continues the run",
+            "StreamReader|weights_only": "the checkpoint is damaged; begin a new run",
+            "StreamWriter|iostream error|inline_container": "a file could not be written",
         }
-        for mark, advice in known.items():
-            if mark in str(error):
+        for marks, advice in known.items():
+            if re.search(marks, str(error)):
                 fail(f"{first_line(error)}: {advice}")
         raise
 

@@ -1,8 +1,8 @@
 """Faster sampling on a GPU, for --fast: a decoding step as one CUDA graph over a static cache.
 
 A script runs without this file. `sample` has the signature of the scripts' own and gives the same
-tokens on the same uniforms; on a CPU it takes the same steps without a graph. A graph runs without
-Python between its kernels, and reads the weights where they are: training may change them.
+tokens on the same uniforms; on a CPU it takes the same steps without a graph. A graph reads the
+weights where they are: training may change them.
 """
 
 import math
@@ -108,8 +108,8 @@ class Step:
         chosen = choose(out.logits[:, -1], self.uniforms.index_select(1, self.t))
         self.tokens.index_copy_(1, self.t, chosen)
 
-    def respond(self, read, mask, uniforms, first, eos: int) -> torch.Tensor:
-        """(N, T) tokens. read: the cache of (N, P) prompts. first: (N, 1), sampled already."""
+    def respond(self, read, mask, uniforms, first, ends: list[int]) -> list:
+        """N responses. read: the cache of (N, P) prompts. first: (N, 1), sampled already."""
         begin = self.width - mask.shape[1]
         for layer, (keys, values, *_) in zip(self.cache.layers, read):
             layer.keys[:, :, begin : self.width] = keys
@@ -123,16 +123,18 @@ class Step:
         self.mask[:, begin : self.width].masked_fill_(mask.bool(), 0.0)
         self.positions.copy_(mask.sum(1, keepdim=True))
         self.uniforms.copy_(uniforms)
-        self.tokens.fill_(eos)[:, :1] = first
+        self.tokens.fill_(ends[0])[:, :1] = first
+        last = torch.tensor(ends, device=first.device)
         for t in range(1, self.tokens.shape[1]):
             self.graph.replay() if self.graph else self.take()
-            if t % 16 == 0 and (self.tokens == eos)[:, : t + 1].any(1).all():
+            if t % 16 == 0 and torch.isin(self.tokens[:, : t + 1], last).any(1).all():
                 break  # looking waits for the GPU, so it looks seldom
-        return self.tokens
+        lengths = 1 + (~torch.isin(self.tokens, last)).cumprod(1).sum(1)  # to the first end
+        return [row[:length] for row, length in zip(self.tokens.tolist(), lengths.tolist())]
 
 
 @torch.no_grad()
-def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) -> list[list[int]]:
+def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, ends: list[int]):
     """The scripts' `sample`, with their arguments and results."""
     ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
     positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)
@@ -146,5 +148,4 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) ->
         if len(steps) > 3:  # training, evaluation, and its last batch
             steps.clear()
         steps[key] = Step(model, len(uniforms), width, uniforms.shape[1], cache)
-    tokens = steps[key].respond(cache, mask, uniforms, first, eos).tolist()
-    return [row[: row.index(eos) + 1] if eos in row else row for row in tokens]
+    return steps[key].respond(cache, mask, uniforms, first, ends)

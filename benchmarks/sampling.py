@@ -85,7 +85,7 @@ def main(args: Args) -> None:
 
     def respond(side: str):
         if side in ours:
-            return ours[side](model, prompts, uniforms, eos=-1)  # no token is -1
+            return ours[side](model, prompts, uniforms, ends=[-1])  # no token is -1
         responses = model.generate(ids, attention_mask=mask, cache_implementation=side, **options)
         return responses[:, ids.shape[1] :]
 

@@ -137,7 +137,7 @@ def make_baseline(args: Args) -> None:
         random.Random(args.seed).shuffle(prompts)
         texts, prompts = zip(*prompts[: args.eval_prompts])
         noise = generator(args.seed, split, "golden policy")
-        ids = ipo_online.sample_all(policy, prompts, noise, tokenizer.eos_token_id, args)
+        ids = ipo_online.sample_all(policy, prompts, noise, tokenizer.ends, args)
         for text, prompt, *answer in zip(texts, prompts, *decode(tokenizer, prompts, ids)):
             row = {"split": split, "prompt": text, "messages": prompt.messages}
             rows.append(row | dict(zip(("response", "finished"), answer)))

@@ -132,7 +132,10 @@ def letter_tokenizer(pad: str = "<pad>", letters: str = LETTERS) -> PreTrainedTo
     special = {"pad_token": pad, "eos_token": "<eos>"} | (
         {"unk_token": pad} if pad != "<eos>" else {}
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    tokenizer.turn_end = tokenizer.eos_token_id
+    tokenizer.ends = [tokenizer.turn_end]
+    return tokenizer
 
 
 FAMILIES = {

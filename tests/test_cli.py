@@ -70,7 +70,10 @@ WRONG = [
     ("--shuffle 0", f"--shuffle 0: {RANGE}"),
     ("--setup nowhere", "--setup nowhere: no such folder; `python -m prepare --out nowhere`"),
     ("--setup HALF", "--model is missing: pass it, or a --setup that has sft/"),
-    ("--dataset nowhere.jsonl", "nowhere.jsonl: there is no such file"),
+    (
+        "--dataset nowhere.jsonl",
+        "nowhere.jsonl: cannot be read as train data (there is no such file)",
+    ),
     ("--dataset SETUP", "SETUP: is a setup; name the pairs in it, for example SETUP/d_golden"),
     ("--dataset SETUP/sft", "SETUP/sft: cannot be read as train data ("),
     ("--baseline OTHER", "OTHER/responses.jsonl: row 0: split must be train or test"),
@@ -113,12 +116,15 @@ def test_a_wrong_argument_ends_in_one_line(words, message, setup, runs, tmp_path
 
 
 BASELINES = [
-    ({"split": "validation"}, "row 1: split must be train or test, prompt and response texts, fin"),
+    ({"split": "validation"}, "row 1: split must be train or test, response a text, finished true"),
     ({"finished": "yes"}, "row 1: split must be train or test"),
-    ({"prompt": 3}, "row 1: split must be train or test"),
+    ({"prompt": 3}, "row 1: prompt is no text"),
     ({"response": ["a"]}, "row 1: split must be train or test"),
-    ({"prompt": "Camera in Smarch:"}, "'Camera in Smarch:': prompt has a word that the tokenizer"),
-    ({"prompt": "Camera in May" + ", screen and" * 9}, "'Camera .*': is longer than --max-prompt"),
+    ({"prompt": "Camera in Smarch:"}, "row 1: prompt has a word that the tokenizer does not know"),
+    (
+        {"prompt": "Camera in May" + ", screen and" * 9},
+        r"row 1: prompt has \d+ tokens, --max-prompt-tokens 16",
+    ),
     ({"split": "test"}, "has no row of the split train; win rate and KL need its prompts"),
 ]
 

@@ -82,7 +82,7 @@ def test_a_prompt_begins_with_bos_once():
     whole = TemplateProcessing(single="<bos> $A", special_tokens=[bos])
     tokenizer.backend_tokenizer.post_processor = whole
     for prompts in itertools.product(("ab", "<bos>ab"), ("c", "<bos>c")):
-        heads, tails = encode(tokenizer, prompts, ["d", "ef"], [True, False])
+        heads, tails = encode(tokenizer, prompts, ["d", "ef"], [1, None])
         assert heads == [[bos[1], 2, 3], [bos[1], 4]] and tails == [[5, 1], [6, 7]]
 
 
@@ -90,7 +90,7 @@ def test_decode_is_the_inverse_of_encode():
     """Even where a tokenizer cleans up. Ids beyond its words say nothing."""
     tokenizer = letter_tokenizer(letters="ab .,")
     tokenizer.clean_up_tokenization_spaces = True
-    prompts, responses = encode(tokenizer, ["a", "b"], [" a .", " , b"], [True, False])
+    prompts, responses = encode(tokenizer, ["a", "b"], [" a .", " , b"], [1, None])
     assert decode(tokenizer, prompts, responses) == ([" a .", " , b"], [True, False])
     assert decode(tokenizer, [[2]], [[150, 3, 99, 1]]) == (["b"], [True])
 
@@ -212,10 +212,10 @@ UNREADABLE = {
     "line 3 is not JSON: Expecting value": ("a.jsonl", LINE + b"\nnot json\n"),
     "line 2 is not JSON: Unterminated string": ("a.jsonl.gz", gzip.compress(LINE + LINE[:20])),
     "delimiter: line 2 column 2": ("a.json", b"[" + LINE + b" {}]"),
-    "line 2 is not UTF-8: .*byte 0xe9": ("a.jsonl", LINE + b'{"prompt": "caf\xe9"}\n'),
-    "line 3 is not CSV: more cells than columns": ("a.csv", b"prompt,chosen\na,b\nc,d,e\n"),
-    "line 3 is not CSV: unexpected end": ("a.csv", b'prompt,chosen\na,b\nc,"d\n'),
-    "row 1: is no object with columns": ("a.json", b'[{"prompt": "a"}, 3]'),
+    "byte 0xe9 in position 65": ("a.jsonl", LINE + b'{"prompt": "caf\xe9"}\n'),
+    "row 1 has more cells than there are columns": ("a.csv", b"prompt,chosen\na,b\nc,d,e\n"),
+    "unexpected end of data": ("a.csv", b'prompt,chosen\na,b\nc,"d\n'),
+    "row 1 is no object with columns": ("a.json", b'[{"prompt": "a"}, 3]'),
     "there must be columns chosen and rejected, there are a, b": ("a.csv", b"a,b\nc,d\n"),
     "row 0: .*share no prompt up to": ("a.jsonl", b'{"chosen": "a", "rejected": "b"}'),
     "row 0: .*surrogates not allowed": ("a.jsonl", LINE.replace(b"ab", b"a\\ud800")),
@@ -244,13 +244,13 @@ BAD = [  # what is said, and what is wrong with a good row
     ("chosen is no text", {"chosen": 3}),
     ("chosen is no text", {"chosen": ["x"]}),
     ("chosen is no text", {"chosen": said("assistant", "e")}),  # rejected is one
-    ("chosen has a word that the tokenizer does not know", {"chosen": "z"}),
+    ("its tokens read '<pad>c' where it has 'zc'", {"chosen": "azc"}),
     ("prompt has no tokens", {"prompt": "\u200b"}),
     ("chosen has 9 tokens, --max-response-tokens is 8", {"chosen": "abcdabcd"}),
     ("prompt has 9 tokens, --max-prompt-tokens is 8", {"prompt": "abcdabcda"}),
     ("chosen_finished must be true or false", {"chosen_finished": "false"}),
     ("rejected_finished must be true or false", {"rejected_finished": 0}),
-    ("chosen has the EOS token in its text", {"chosen": "a<eos>b"}),
+    ("chosen has a token in its text that ends a response", {"chosen": "a<eos>b"}),
     ("chosen and rejected are the same", {"rejected": "cd"}),
     ("x is refused", TALK | {"prompt": said("user", "x")}),
     ("must be the assistant's", TALK | {"rejected": said("user", "f")}),
@@ -368,7 +368,7 @@ def test_own_samples_as_strings_give_back_their_ids(tmp_path):
     openings = [row["prompt"] for row in real_rows("stories/pairs.jsonl.gz")[1][:200]]
     prompts = tokenizer(openings).input_ids * 2
     uniforms = torch.rand(400, 40, generator=torch.Generator().manual_seed(0))
-    responses = sample(model, prompts, uniforms, tokenizer.eos_token_id)
+    responses = sample(model, prompts, uniforms, tokenizer.ends)
     texts, finished = decode(tokenizer, prompts, responses)
     columns = ("prompt", "chosen", "chosen_finished", "rejected", "rejected_finished")
     values = zip(openings, texts, finished, texts[200:], finished[200:])

@@ -63,34 +63,27 @@ def said(role, text):
     return {"role": role, "content": text}
 
 
-TALKS = [  # prompt, chosen, rejected
-    ([said("user", "Hi, a dog!")], "good", " no"),
-    ([said("user", "a"), said("assistant", "b"), said("user", "c d")], " e", "f"),
-    ([said("assistant", "Hi."), said("user", "go on: a")], "go", "on\n"),
+TALKS = [
+    [said("user", "Hi, a dog!")],
+    [said("user", "a"), said("assistant", "b"), said("user", "c d")],
+    [said("assistant", "Hi."), said("user", "go on: a")],
 ]
-ANSWERS = [[[said("assistant", text)] for text in texts] for _, *texts in TALKS]
-APART = [{"prompt": TALKS[i][0], "chosen": a, "rejected": b} for i, (a, b) in enumerate(ANSWERS)]
-INSIDE = [{k: row["prompt"] + row[k] for k in ("chosen", "rejected")} for row in APART]
 HEADS = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", "\n\nHuman: a test\n\nAssistant:"
 IMPLICIT = [
     {"chosen": HEADS[0] + " go on", "rejected": HEADS[0] + " stop"},
     {"chosen": HEADS[1] + "no", "rejected": HEADS[1] + " a\n\nb"},
 ]
 # For a tokenizer that puts <s> and a word mark before a text: a response behind a prompt has none.
-# In the second row a token would cross the boundary (ab), so the response is encoded alone.
 MARKED = [
     {"prompt": "ab ac", "chosen": "cd", "rejected": " a b"},
-    {"prompt": "ba", "chosen": "b", "rejected": "cd", "chosen_finished": False},
-    {"prompt": "c", "chosen": "d e", "rejected": "h"},
 ]
 KINDS = "jsonl", "jsonl.gz", "json", "csv", "parquet", "folder", "saved", "ids"
 # {form: (name in the reference, rows, kind of file)}
 FORMS = {kind: ("plain", PLAIN, kind) for kind in KINDS}
-FORMS |= {"apart": ("talks", APART, "jsonl"), "inside": ("talks", INSIDE, "jsonl")}
 FORMS |= {"implicit": ("implicit", IMPLICIT, "jsonl"), "marked": ("marked", MARKED, "jsonl")}
 PROMPTS = {
     "prompts": [{"prompt": text} for text in ("tell a", "no ", "\nb: Hi")],
-    "prompts of talks": [{"prompt": talk} for talk, _, _ in TALKS],
+    "prompts of talks": [{"prompt": talk} for talk in TALKS],
 }
 
 
@@ -158,10 +151,13 @@ def read_prompts(form, folder):
     return [row["prompt_ids"] for row in files["pairs"]]
 
 
+NEW = {"agreement", "agreement_stderr"}  # columns that the reference does not have
+
+
 def check(value, kept, tolerance, where):
     """Floats are near to the reference's; all else is the same, the columns' names too."""
     if isinstance(kept, dict):
-        assert value.keys() == kept.keys(), where
+        assert value.keys() - NEW == kept.keys(), where
     if isinstance(kept, list):
         assert len(value) == len(kept), where
     if isinstance(kept, (dict, list)):
@@ -205,7 +201,7 @@ def make():
         for script in OFFLINE + ONLINE:
             files = trained(script, "float64", Path(folder))
             kept |= {f"{script}: {name}": rows for name, rows in files.items()}
-        for form in ("jsonl", "apart", "implicit", "marked"):
+        for form in ("jsonl", "implicit", "marked"):
             kept[FORMS[form][0]] = read(form, Path(folder))
         kept |= {form: read_prompts(form, Path(folder)) for form in PROMPTS}
     texts = {name: ",\n".join(map(json.dumps, rows)) for name, rows in kept.items()}

@@ -29,6 +29,7 @@ def roles(folder, family="llama", pad="<eos>", score_pad="<eos>", **changes):
     tokenizer = letter_tokenizer(pad)
     model = tiny_model(family, vocab_size=len(tokenizer))
     model.config.update({"eos_token_id": tokenizer.eos_token_id, **changes})
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     save(folder / "model", model, tokenizer)
     kind, scorer = AutoModelForSequenceClassification, letter_tokenizer(score_pad)
     trunk = tiny_model(family, seed=1, vocab_size=len(scorer))
@@ -136,7 +137,7 @@ def test_a_model_samples_what_it_says_of_a_whole_text_or_is_refused(kind, tmp_pa
     if sampled:  # a longrope model within its first context is as good as any
         model, _ = load_policy(str(tmp_path), sampled)
         prompts, uniforms = [[2, 3, 4], [5], [6, 7, 2, 3, 9]], torch.rand(3, sampled - 5)
-        told = ipo_online.sample(model, prompts, uniforms, -1)
+        told = ipo_online.sample(model, prompts, uniforms, [-1])
         assert told == [naive_sample(model, x, row) for x, row in zip(prompts, uniforms)]
 
 
@@ -193,8 +194,9 @@ def test_the_baselines_scores_stay_whatever_tokenizer_reads_them(tmp_path):
     assert golden.policy_tokenizer is policy_tokenizer
     for step in (0, 3):
         rows = read_jsonl(tmp_path / "run" / "responses" / f"{step}.jsonl")
-        texts = [[row[name] for row in rows] for name in ("prompt", "response", "finished")]
-        own = [x + y for x, y in zip(*encode(golden.tokenizer, *texts))]
+        texts = [[row[name] for row in rows] for name in ("prompt", "response")]
+        ends = [golden.tokenizer.eos_token_id if row["finished"] else None for row in rows]
+        own = [x + y for x, y in zip(*encode(golden.tokenizer, *texts, ends))]
         margins = torch.tensor([row["win_rate_margin"] for row in rows])
         seen.append(margins - score(golden.model, own).detach())
     assert torch.allclose(*seen, atol=1e-4) and seen[0].std() > 0.01

@@ -109,9 +109,10 @@ def test_training_losses_by_hand(tmp_path):
 def test_a_text_means_the_same_in_any_tokenizers_ids(tmp_path):
     policys, prompts, margins = letter_tokenizer(letters="hgfedcba"), ["ab", "h"], []
     for tokenizer in (letter_tokenizer(), policys):
+        eos = tokenizer.eos_token_id
         golden = tiny(tmp_path, policys=tokenizer)
-        ids, first = encode(tokenizer, prompts, ["cd", "e"], [True, False])
-        second = encode(tokenizer, prompts, ["fg", "hhh"], [False, True])[1]
+        ids, first = encode(tokenizer, prompts, ["cd", "e"], [eos, None])
+        second = encode(tokenizer, prompts, ["fg", "hhh"], [None, eos])[1]
         margins.append(margin(golden, ids, first, second))
     assert golden.policy_tokenizer is policys and torch.allclose(*margins, atol=1e-6)
 
@@ -119,18 +120,20 @@ def test_a_text_means_the_same_in_any_tokenizers_ids(tmp_path):
 def test_a_conversation_is_read_in_the_preference_models_own_template(tmp_path):
     """Not in the policy's text; where the preference model has no template there is only that."""
     policys = letter_tokenizer(letters="hgfedcba")
-    policys.chat_template = "{% for m in messages %}a{{ m.content }}{% endfor %}"
-    turns = [{"role": "user", "content": "d"}, {"role": "assistant", "content": "e"}]
+    turns = "{% for m in messages %}a{{ m.content }}c{% endfor %}"
+    turns += "{% if add_generation_prompt %}a{% endif %}"
+    policys.chat_template = turns.replace("c{", "{")
+    asked = [{"role": "system", "content": "d"}, {"role": "user", "content": "e"}]
     answers = [[{"role": "assistant", "content": text}] for text in ("ff", "g")]
-    row = {"prompt": turns, "chosen": answers[0], "rejected": answers[1]}
+    row = {"prompt": asked, "chosen": answers[0], "rejected": answers[1]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
     (pair,) = load_pairs(str(tmp_path / "pairs.jsonl"), policys, 8, 8, "error")
-    assert pair["text"] == "adae"
+    assert pair["text"] == "adaea"
     columns = columns_of([pair, pair])
-    template = "{% for m in messages %}b{{ m.content }}c{% endfor %}"
-    for own, text in ((template, "bdcbec"), (None, "adae")):
-        golden = tiny(tmp_path / text, template=own, policys=policys)
-        ids = [[golden.tokenizer(words).input_ids] for words in (text, "ff<eos>", "g<eos>")]
+    own = turns.replace("a{{", "b{{").replace("a{%", "b{%")
+    for template, text, end in ((own, "bdcbecb", "c<eos>"), (None, "adaea", "<eos>")):
+        golden = tiny(tmp_path / text, template=template, policys=policys)
+        ids = [[golden.tokenizer(words).input_ids] for words in (text, f"ff{end}", f"g{end}")]
         expected = margin(tiny(tmp_path / text), *ids).repeat(2)
         assert torch.allclose(margin(golden, *columns), expected, atol=1e-6)
 

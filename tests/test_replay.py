@@ -87,7 +87,7 @@ def test_sampling_ahead(script, setup, tmp_path):
         uniforms = torch.rand(2, 4, 33, generator=generator(1, step, "sample"))
         uniforms = uniforms[:, 4 - len(sampled) :].flatten(0, 1)
         prompts = [row["prompt_ids"] for row in sampled]
-        both = sample(reference, prompts * 2, uniforms, tokenizer.eos_token_id)
+        both = sample(reference, prompts * 2, uniforms, tokenizer.ends)
         for row, *pair in zip(sampled, both, both[len(sampled) :]):
             assert sorted(pair) == sorted([row["chosen_ids"], row["rejected_ids"]])
 
@@ -151,7 +151,7 @@ def test_a_tie_keeps_the_first_sample_as_chosen(setup, tmp_path):
     rows = read_jsonl(tmp_path / "run" / "online_pairs" / "train.jsonl")
     policy, tokenizer = load_policy(str(setup / "sft"), 49)
     uniforms = torch.rand(2, len(rows), 33, generator=generator(1, 0, "sample"))
-    prompts, eos = [row["prompt_ids"] for row in rows], tokenizer.eos_token_id
+    prompts, ends = [row["prompt_ids"] for row in rows], tokenizer.ends
     for name, noise in zip(("chosen_ids", "rejected_ids"), uniforms):
-        assert [row[name] for row in rows] == sample(policy, prompts, noise, eos)
+        assert [row[name] for row in rows] == sample(policy, prompts, noise, ends)
     assert {row["margin"] for row in rows} == {0}

@@ -48,9 +48,9 @@ def test_the_baseline_is_what_the_baseline_policy_samples(setup):
         data = {row["prompt"] for row in read_jsonl(setup / "d_golden" / f"{split}.jsonl")}
         texts = [row["prompt"] for row in rows]
         assert len(set(texts)) == 12 and set(texts) <= data
-        prompts = encode(tokenizer, texts, texts, [True] * len(texts))[0]
+        prompts = encode(tokenizer, texts, texts, [None] * len(texts))[0]
         noise, args = generator(7, split, "golden policy"), Args(eval_batch_size=5)
-        sampled = ipo_online.sample_all(policy, prompts, noise, tokenizer.eos_token_id, args)
+        sampled = ipo_online.sample_all(policy, prompts, noise, tokenizer.ends, args)
         told = list(zip(*decode(tokenizer, prompts, sampled)))
         assert [(row["response"], row["finished"]) for row in rows] == told
 

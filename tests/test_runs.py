@@ -109,8 +109,8 @@ def test_kl_is_of_training_prompts_and_held_out_ones_are_apart(setup, tmp_path):
         policy, tokenizer = load_policy(str(out / "policy"), 49)
         models = policy, load_policy(str(setup / "sft"), 49)[0]
         prompts = [tokenizer(answer["prompt"]).input_ids for answer in answers]
-        noise, eos = generator(1, 3, "evaluate"), tokenizer.eos_token_id
-        responses = ipo_offline.sample_all(policy, prompts, noise, eos, ipo_offline.Args())
+        noise, ends = generator(1, 3, "evaluate"), tokenizer.ends
+        responses = ipo_offline.sample_all(policy, prompts, noise, ends, ipo_offline.Args())
         assert decode(tokenizer, prompts, responses)[0] == [a["response"] for a in answers]
         kls = []
         for x, y in zip(prompts, responses):

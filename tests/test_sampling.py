@@ -49,7 +49,7 @@ def some_uniforms(*shape):
 def check_against_naive(model):
     prompts, uniforms = some_prompts(24), some_uniforms(24, 20)
     expected = [naive(model, x, u) for x, u in zip(prompts, uniforms.tolist())]
-    assert sample(model, prompts, uniforms, EOS) == expected
+    assert sample(model, prompts, uniforms, [EOS]) == expected
     lengths = {len(y) for y in expected}
     assert len(lengths) > 5 and {1, 20} <= lengths
     assert any(len(y) == 20 and EOS not in y for y in expected)
@@ -91,9 +91,9 @@ def test_other_kinds_of_models_too(name):
 def test_a_response_does_not_depend_on_its_batch_mates(family):
     """Nor on the padding that they bring: gpt2 has absolute positions."""
     model, prompts, uniforms = tiny_model(family), some_prompts(10), some_uniforms(10, 12)
-    together = sample(model, prompts, uniforms, EOS)
-    assert together == [sample(model, [x], u[None], EOS)[0] for x, u in zip(prompts, uniforms)]
-    longer = sample(model, [*prompts, [2] * 40], torch.cat([uniforms, some_uniforms(1, 12)]), EOS)
+    together = sample(model, prompts, uniforms, [EOS])
+    assert together == [sample(model, [x], u[None], [EOS])[0] for x, u in zip(prompts, uniforms)]
+    longer = sample(model, [*prompts, [2] * 40], torch.cat([uniforms, some_uniforms(1, 12)]), [EOS])
     assert longer[:-1] == together
 
 
@@ -106,7 +106,7 @@ def test_the_whole_vocabulary_is_sampled_from():
     model = tiny_model(scale=0.3, vocab_size=300, dtype=torch.float32)
     draws, prompt = 20_000, [2, 3]
     uniforms = (torch.arange(draws) + 0.5)[:, None] / draws
-    tokens = [y[0] for y in sample(model, [prompt] * draws, uniforms, EOS)]
+    tokens = [y[0] for y in sample(model, [prompt] * draws, uniforms, [EOS])]
     expected = distribution(model, prompt)
     counts = np.bincount(tokens, minlength=300)
     assert np.abs(counts - expected * draws).max() < 1.01
@@ -119,7 +119,7 @@ def test_what_is_sampled_from_is_what_is_scored(family):
     model, prompts = tiny_model(family, dtype=torch.float32), some_prompts(4)
     seen = []
     hook = model.register_forward_hook(lambda *told: seen.append(told[2].logits[0, -1]))
-    response = sample(model, prompts, some_uniforms(4, 12), eos=-1)[0]  # its prompt is the shortest
+    response = sample(model, prompts, some_uniforms(4, 12), [-1])[0]  # its prompt is the shortest
     hook.remove()
     ids, mask = collate(prompts[:1], [response], "cpu")
     with torch.no_grad():
@@ -135,6 +135,8 @@ def test_extreme_uniforms_give_tokens_that_have_a_probability():
     logits[:, [0, 1, 49]] = -torch.inf
     model.forward = lambda ids, **_: SimpleNamespace(logits=logits[: len(ids), None])
     for uniform, token in ((0.0, 2), (1 - 2**-24, 48)):
-        assert sample(model, [[2]] * 1000, torch.full((1000, 1), uniform), EOS) == [[token]] * 1000
+        assert (
+            sample(model, [[2]] * 1000, torch.full((1000, 1), uniform), [EOS]) == [[token]] * 1000
+        )
     logits.fill_(torch.nan)
-    assert all(0 <= y[0] < 50 for y in sample(model, [[2]] * 9, some_uniforms(9, 1), EOS))
+    assert all(0 <= y[0] < 50 for y in sample(model, [[2]] * 9, some_uniforms(9, 1), [EOS]))
