@@ -17,16 +17,19 @@ from prepare.sft import train_sft
 from tests.conftest import SCRIPTS, call, letter_tokenizer, made_once, read_jsonl, stage, tiny_model
 
 STEPS, BATCH, RATE, BETA, CLIP, PROMPTS, SEED = 3, 4, 1e-3, 0.4, 1.0, 8, 5
-READ = 1  # of the hybrid's batch
+READ, SCALE = 1, 2.0  # rows of the hybrid's batch; of RLOO's reward
 SETTINGS = ["--steps", STEPS, "--batch-size", BATCH, "--learning-rate", RATE, "--beta", BETA]
 SETTINGS += ["--seed", SEED, "--eval-prompts", PROMPTS, "--kl-prompts", 5, "--eval-every", 1]
 CLIPPED = "slic_offline", "bo2_online"  # the others: as by default, not
 ONLINE = [script for script in SCRIPTS if not script.endswith("offline")]
 LOSS = {
-    "ipo": lambda h, chosen: (h - 1 / (2 * BETA)) ** 2,
-    "dpo": lambda h, chosen: softplus(-BETA * h),
-    "slic": lambda h, chosen: torch.relu(1 - BETA * h),
-    "bo2": lambda h, chosen: -chosen,
+    "ipo": lambda h, *_: (h - 1 / (2 * BETA)) ** 2,
+    "dpo": lambda h, *_: softplus(-BETA * h),
+    "slic": lambda h, *_: torch.relu(1 - BETA * h),
+    "bo2": lambda h, chosen, *_: -chosen,
+    "rloo": lambda h, chosen, rejected, margin: (
+        (BETA * h.detach() - SCALE * margin) * (chosen - rejected) / 2
+    ),
 }
 MODELS = {"win_rate": "golden", "proxy_win_rate": "proxy"}
 
@@ -39,6 +42,7 @@ def finished(setup, tmp_path_factory):
         command = [f"{script}.py", "--setup", setup, *SETTINGS, "--save-policies"]
         command += ["--save-pairs"] * (script in ONLINE)
         command += ["--max-grad-norm", CLIP] * (script in CLIPPED)
+        command += ["--scale", SCALE] * script.startswith("rloo")
         command += ["--offline-share", READ / BATCH] * script.endswith("hybrid") + ["--out"]
         make = torch.enable_grad()(lambda folder: call(*command, folder))
         return made_once(tmp_path_factory, f"adds_up_{script}", make)
@@ -207,12 +211,12 @@ def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, setup, fin
     lines = read_jsonl(run / "metrics.jsonl")
     for step, (pairs, row) in enumerate(zip(texts.pairs(run), lines, strict=True)):
         losses, logps, ratios = [], [], []
-        for x, *both, _ in pairs:
+        for x, *both, margin in pairs:
             logps.append(torch.stack([logprob(policy, x, y) for y in both]))
             with torch.no_grad():
                 fixed = torch.stack([logprob(sft, x, y) for y in both])
             ratios.append(logps[-1] - fixed)
-            losses.append(loss_of(ratios[-1][0] - ratios[-1][1], logps[-1][0]))
+            losses.append(loss_of(ratios[-1][0] - ratios[-1][1], *logps[-1], margin))
         loss = torch.stack(losses).mean()
         gradients.append(vector(torch.autograd.grad(loss, list(policy.parameters()))))
         logps, ratios = torch.stack(logps).detach(), torch.stack(ratios).detach()

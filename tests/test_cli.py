@@ -54,6 +54,7 @@ def test_arguments_are_spelled_as_promised():
         mode = script.split("_")[1]
         own = {"offline": "shuffle", "online": "sync-every save-pairs"}
         own["hybrid"] = f"{own['online']} offline-share"
+        own["online"] += " scale" * (script == "rloo_online")
         fields = dataclasses.fields(importlib.import_module(script).Args)
         names = [field.name.replace("_", "-") for field in fields]
         assert sorted(names) == sorted(f"{shared} {own[mode]}".split())

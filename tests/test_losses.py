@@ -32,7 +32,7 @@ BY_HAND = {  # beta, h, loss, slope in h
         (1.0, -2.0, 3.0, -1.0),
     ],
 }
-CONTRASTIVE = [script for script in SCRIPTS if not script.startswith("bo2")]
+CONTRASTIVE = [script for script in SCRIPTS if script.split("_")[0] in BY_HAND]
 
 
 def leaf(*values):

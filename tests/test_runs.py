@@ -39,7 +39,8 @@ def test_what_a_run_leaves_behind(script, setup, runs):
     assert [row["step"] for row in metrics] == [row["step"] for row in timings] == [0, 1, 2]
     first = {"ipo": 1 / (4 * args["beta"] ** 2), "dpo": math.log(2), "slic": 1.0}
     first["bo2"] = -metrics[0]["logps/chosen"]
-    assert metrics[0]["loss"] == pytest.approx(first[script.split("_")[0]], rel=1e-7)
+    if script != "rloo_online":  # whose first loss only its pairs tell: tests/test_adds_up.py
+        assert metrics[0]["loss"] == pytest.approx(first[script.split("_")[0]], rel=1e-7)
     assert metrics[0]["rewards/margins"] == 0 and metrics[0]["rewards/accuracies"] == 0.5
     assert metrics[1]["loss"] != metrics[0]["loss"] and metrics[0]["grad_norm"] > 0
     assert list(metrics[0]) == KEYS
@@ -63,7 +64,7 @@ def test_what_a_run_leaves_behind(script, setup, runs):
 def test_both_arms_start_alike(runs):
     """An evaluation of the same policy on the same noise, whatever the script."""
     first = [read_jsonl(folder / "evals.jsonl")[0] for folder in runs.values()]
-    assert len(first) == 9 and all(row == first[0] for row in first)
+    assert len(first) == 10 and all(row == first[0] for row in first)
 
 
 @pytest.mark.parametrize("script", ["ipo_offline", "dpo_online", "ipo_hybrid"])

@@ -21,7 +21,8 @@ from tools import write_page  # noqa: E402
 
 LOSSES = ("ipo", "dpo", "slic", "bo2")
 PAIRS = [(f"{loss}_offline", f"{loss}_online") for loss in LOSSES]
-PAIRS += [("ipo_online", f"{loss}_online") for loss in LOSSES[1:]] + [("ipo_online", "ipo_hybrid")]
+PAIRS += [("ipo_online", f"{loss}_online") for loss in (*LOSSES[1:], "rloo")]
+PAIRS += [("ipo_online", "ipo_hybrid")]
 
 # Why two scripts differ. Each reason goes with a piece of text in the lines that differ, where
 # those are lines of this repository's scripts: of others' lines nothing is known.
@@ -36,6 +37,8 @@ REASONS = {
     "it labels samples": "Online learns from the proxy. Offline only reports what it says.",
     "offline_share: float": "How much of each batch is read: the one choice the hybrid adds.",
     "pull to the reference": "Beta has another meaning, and so another default, in each loss.",
+    "scale: float": "RLOO reads the size of the proxy's margin, so it has to say what a unit of it"
+    " is worth. The others read its sign.",
     "shuffle: Literal": "Only pairs that were collected beforehand have an order to keep.",
     "sync_every: int": "Online can choose how fresh its samples are. At 1 each batch comes from the"
     " policy as it is.",
@@ -49,6 +52,10 @@ REASONS = {
     "(1 - beta * h).clamp": "SLiC pushes h up with one force until it is 1 / beta, then no more.",
     "return -policy_chosen": "Best-of-2 makes the better response more likely. The other one and"
     " the reference play no part.",
+    "rejected, margins, beta, scale": "RLOO's loss needs the proxy's margins too. In the others the"
+    " labels say all.",
+    "return -advantages": "RLOO pushes by the difference of two rewards, in which h is the price of"
+    " KL. Its gradient draws h to scale times margin over beta, as IPO's draws it to 1 / (2 beta).",
     # ---- before the loop
     'required=("model", "dataset"': "Online cannot run without the proxy.",
     "prompts_alone=True": "Online needs no responses in its data. The others read them.",
@@ -67,6 +74,8 @@ REASONS = {
     "batch = [pairs[i]": "Pairs that are read have responses and labels in the data.",
     "for pair in batch[:read]]": "Both parts make one batch. From here on no line asks where a pair"
     " came from.",
+    "margin_sizes =": "The pairs of a micro-batch are in another order than the margins. Chosen"
+    " stands first, so each margin loses its sign.",
     "if args.save_pairs:": "Online keeps its pairs here, in the form that offline reads.",
 }
 CONTEXT = 3  # lines that are shown before and after a difference

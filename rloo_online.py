@@ -1,0 +1,419 @@
+"""Online RLOO: learn from pairs that the policy has just sampled and the proxy has scored.
+
+The loss, what a run logs, what to expect: docs/rloo.md. The sibling ipo_online.py learns from the
+same samples and the sign of the margin, this one from its size. Copy this file and common.py
+into your own project and change what you like: it is meant to be read, not imported.
+"""
+
+import copy
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from common import (
+    batch_order,
+    begin_run,
+    check_args,
+    collate,
+    fail,
+    generator,
+    in_shares,
+    load_evaluation,
+    load_pairs,
+    load_policy,
+    margin,
+    pad,
+    run_command,
+    summarize,
+    summary,
+)
+
+
+@dataclass
+class Args:
+    # ---- what a run starts from
+    setup: str | None = None
+    """folder made by `python -m prepare`: it has what the next five arguments do not name
+    (setups/reviews, where neither --model nor --dataset is given)"""
+    model: str | None = None
+    """the SFT policy, which training starts from, and the frozen reference (default: SETUP/sft)"""
+    dataset: str | None = None
+    """prompts, or pairs, whose prompts alone are used: file, folder or Hub name
+    (default: SETUP/d_golden)"""
+    proxy: str | None = None
+    """the proxy preference model, or a reward model; it labels samples (default: SETUP/proxy)"""
+    golden: str | None = None
+    """the golden preference model, which stands for the human (default: SETUP/golden)"""
+    baseline: str | None = None
+    """folder with responses of the baseline policy, for win rates (default: SETUP/baseline)"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """whether a row of the data that cannot be used ends the run, or is left out and counted"""
+
+    # ---- the run
+    out: str | None = None
+    """folder of this run (default: runs/SETUP/SCRIPT__SEED)"""
+    resume: bool = False
+    """continue the run in --out from its last checkpoint"""
+    seed: int = 1
+    """seed of the order of the data and of every sampled token"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16: train, and sample to train on, under autocast; all else stays in fp32"""
+
+    # ---- the algorithm
+    steps: int = 400
+    """gradient steps (paper: 4,000)"""
+    batch_size: int = 32
+    """preference pairs a step, over all processes (paper: 32)"""
+    learning_rate: float = 5e-4
+    """constant rate of AdamW without weight decay, for 115k parameters (paper: 1e-5 for 770M)"""
+    beta: float = 1.0
+    """pull to the reference: h is drawn to scale * margin / beta, so the best policy is the
+    reference times exp(scale * score / beta), normalised; 1: a nat of score pays for a nat of KL"""
+    scale: float = 1.0
+    """nats that a unit of the proxy's score is worth; 1: a Bradley-Terry score is in nats already.
+    AdamW divides out what scale and beta have in common: their ratio decides"""
+    max_grad_norm: float = 0.0
+    """clip the gradient to this norm; 0: never (paper: not stated)"""
+    sync_every: int = 1
+    """sample the batches of this many steps at once, before the first of them: 1 is on-policy,
+    --steps samples all from the reference"""
+    micro_batch_size: int = 16
+    """pairs whose logits are in memory at a time, in each process; no number depends on it"""
+    gradient_checkpointing: bool = False
+    """compute each layer again in the backward pass: less memory, a third more time"""
+    fast: bool = False
+    """sample by fast.py: the same tokens, faster on a GPU (CUDA graphs)"""
+    max_prompt_tokens: int = 16
+    """longest prompt, in tokens; a longer one is a bad row, never cut (paper: 1,024)"""
+    max_response_tokens: int = 33
+    """longest response, in tokens, EOS included (paper: 128)"""
+
+    # ---- evaluation and output
+    eval_every: int = 40
+    """gradient steps between evaluations; each keeps a checkpoint (paper: not stated)"""
+    eval_at: tuple[int, ...] = (5, 10, 20)
+    """further steps to evaluate at: a run moves fastest at its beginning"""
+    eval_prompts: int = 512
+    """how many training prompts, held-out prompts and pairs an evaluation uses (paper: 2,048)"""
+    kl_prompts: int = 256
+    """how many training prompts the KL to SFT is measured on, one sample each (paper: 256)"""
+    eval_batch_size: int = 256
+    """responses that an evaluation samples at a time"""
+    save_policies: bool = False
+    """keep the policy of every evaluation in policies/STEP/, not only the last one in policy/"""
+    save_pairs: bool = False
+    """keep every pair in online_pairs/, as ids and in order: data for an offline script"""
+    wandb: bool = False
+    """log to Weights & Biases too (pip install wandb)"""
+
+
+@torch.no_grad()
+def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) -> list[list[int]]:
+    """One response to each prompt, at temperature 1, without top-k or top-p.
+
+    prompts: N lists of ids. uniforms: (N, T) numbers in [0, 1), one for each token, so that a
+    response does not depend on the others. Returns N lists of at most T ids. A response that ended
+    has EOS as its last id.
+    """
+    ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding does not count
+    uniforms = uniforms.to(model.device)
+    tokens = torch.full_like(uniforms, eos, dtype=torch.long)  # (N, T)
+    rows = torch.arange(len(prompts), device=model.device)  # those without EOS yet
+    cache = DynamicCache(config=model.config)
+    for t in range(uniforms.shape[1]):
+        read = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        logits = model(ids, **read, logits_to_keep=1).logits[:, -1]  # (n, V)
+        cdf = logits.float().softmax(1).cumsum(1)
+        token = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)  # (n, 1)
+        token = token.clamp(max=cdf.shape[1] - 1)  # rounding may leave the uniform behind all
+        tokens[rows, t] = token[:, 0]
+        going = (token[:, 0] != eos).nonzero()[:, 0]
+        if len(going) == 0:
+            break
+        if len(going) < len(rows):  # a response that has ended costs no more
+            rows, token, mask, positions = (x[going] for x in (rows, token, mask, positions))
+            cache.batch_select_indices(going)
+        ids, positions = token, positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
+
+
+def response_logprobs(model, ids: torch.Tensor, width: int) -> torch.Tensor:
+    """(N, W, V) log-probabilities of every possible token at the last W columns of (N, L) ids.
+
+    Padding is on the right, where causal attention never looks: it needs no mask.
+    """
+    logits = model(ids, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(2)
+
+
+def sequence_logprob(model, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(N,) log pi(y | x): the sum over the response's tokens, EOS included where it was written."""
+    logprobs = response_logprobs(model, ids, mask.shape[1])
+    tokens = ids[:, -mask.shape[1] :, None]  # (N, W, 1)
+    return (logprobs.gather(2, tokens).squeeze(2) * mask).sum(1)
+
+
+def preference_loss(
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected, margins, beta, scale
+):
+    """(B,) RLOO: -(R_w - R_l) (log pi(y_w) - log pi(y_l)) / 2, R = scale s - beta log-ratio.
+
+    The first four: (B,) sequence log-probabilities. margins: (B,) the proxy's, s(y_w) - s(y_l).
+    No gradient goes through R. Ahmadian et al. 2024 (arXiv 2402.14740), with two samples a prompt.
+    The margin of a pairwise proxy is a preference: then the policy plays against itself.
+    """
+    h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    advantages = (scale * margins - beta * h).detach()  # R_w - R_l
+    return -advantages * (policy_chosen - policy_rejected) / 2
+
+
+@torch.no_grad()
+def kl_to_sft(policy, sft, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(N,) KL(policy || SFT) in nats: exact over the vocabulary at each prefix, summed over tokens.
+
+    Its mean over responses that the policy sampled is an unbiased estimate of the KL of whole
+    responses (Tang et al. 2024, Appendix D).
+    """
+    log_p = response_logprobs(policy, ids, mask.shape[1])
+    log_q = response_logprobs(sft, ids, mask.shape[1])
+    # p - q sums to 0 over the vocabulary; with it rounding makes no term negative
+    terms = log_p.exp() * (log_p - log_q) - (log_p.exp() - log_q.exp())
+    return (terms.sum(2) * mask).sum(1)
+
+
+def sampler(args: Args):
+    """`sample`, or with --fast that of fast.py, whose tokens are the same."""
+    if not args.fast:
+        return sample
+    import fast  # only here: a script runs without that file
+
+    return fast.sample
+
+
+@torch.no_grad()
+def sample_all(model, prompts: list, rng: torch.Generator, eos: int, args: Args) -> list:
+    """One response to each of any number of prompts; `rng` draws the uniforms."""
+    uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=rng)
+
+    def respond(rows):
+        return sampler(args)(model, [prompts[i] for i in rows], uniforms[rows], eos)
+
+    return in_shares(len(prompts), args.eval_batch_size, respond)
+
+
+@torch.no_grad()
+def pair_logprobs(model, pairs: list[dict], args: Args) -> torch.Tensor:
+    """(K, 2) log-probabilities of the chosen and the rejected response of each of K pairs."""
+
+    def both(rows):
+        part = [pairs[i] for i in rows]
+        responses = [pair["chosen"] for pair in part] + [pair["rejected"] for pair in part]
+        batch = collate([pair["prompt"] for pair in part] * 2, responses, model.device)
+        return sequence_logprob(model, *batch).view(2, -1).T.tolist()
+
+    logprobs = in_shares(len(pairs), args.micro_batch_size, both)
+    return torch.tensor(logprobs, dtype=torch.float64).view(-1, 2)
+
+
+@torch.no_grad()
+def evaluate(policy, reference, tokenizer, evaluation, step: int, args: Args):
+    """(a row of evals.jsonl, the row of each prompt behind it) for the policy after `step` updates.
+
+    The KL to SFT and the win rates against the baseline policy are those of fresh samples.
+    """
+    prompts, rng = evaluation.prompts, generator(args.seed, step, "evaluate")
+    responses = sample_all(policy, prompts, rng, tokenizer.eos_token_id, args)
+
+    def kls(rows):
+        asked, answered = [prompts[i] for i in rows], [responses[i] for i in rows]
+        return kl_to_sft(policy, reference, *collate(asked, answered, policy.device)).tolist()
+
+    kl = in_shares(min(args.kl_prompts, evaluation.train_count), 2 * args.micro_batch_size, kls)
+    logratios = pair_logprobs(policy, evaluation.pairs, args) - evaluation.reference_logprobs
+    return summarize(evaluation, tokenizer, step, responses, kl, logratios, args.eval_batch_size)
+
+
+def save_policy(folder: Path, model, tokenizer) -> None:
+    """A folder that transformers loads. It has its name only when it is whole."""
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def main(args: Args) -> None:
+    # ---- arguments, models, data
+    script = Path(__file__).stem
+    check_args(args, script, required=("model", "dataset", "proxy"))
+    out, limits = Path(args.out), (args.max_prompt_tokens, args.max_response_tokens)
+    trackers = ["tensorboard", "wandb"] if args.wandb else ["tensorboard"]
+    precision = args.mixed_precision
+    accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=out)
+    policy, tokenizer = load_policy(args.model, sum(limits))
+    reference = copy.deepcopy(policy).requires_grad_(False).to(accelerator.device)  # never trained
+    eos = tokenizer.eos_token_id
+    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
+    order = batch_order(len(pairs), args.batch_size, args.steps, args.seed)
+
+    def respond(prompts):  # without --baseline the reference is the baseline policy
+        return sample_all(reference, prompts, generator(args.seed, "baseline"), eos, args)
+
+    evaluation = load_evaluation(args, tokenizer, pairs, respond, accelerator.device)
+    evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, args)
+
+    # ---- optimizer, trackers, and what the last checkpoint kept
+    if args.gradient_checkpointing:
+        policy.activation_checkpointing_enable({"use_reentrant": False})
+    weights, rate = policy.parameters(), args.learning_rate
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0, fused=True)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
+    # the same weights without DDP and autocast: evaluation is in fp32, training asks for autocast
+    model = accelerator.unwrap_model(policy, keep_fp32_wrapper=False)
+    saved, run_id = begin_run(args, script, pairs)  # the step of the last checkpoint, or 0
+    if saved:
+        accelerator.load_state(out / "checkpoint" / str(saved))
+    wandb = {"id": run_id, "name": args.out, "resume": "allow", "config": vars(args)}
+    options = {"tensorboard": {"purge_step": saved}, "wandb": wandb}
+    accelerator.init_trackers("tandem", init_kwargs=options)  # the project in W&B
+
+    @accelerator.on_main_process
+    def log(name: str, rows: list[dict], mode: str = "a") -> None:
+        path = out / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        with open(path, mode) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    share = args.batch_size // accelerator.num_processes
+    mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
+    hidden = not accelerator.is_main_process
+    bar = tqdm(desc=script, total=args.steps, initial=saved, disable=hidden)
+    for step in range(saved, args.steps + 1):
+        # ---- evaluate the policy as it is after `step` updates, and keep what a run continues from
+        if step % args.eval_every == 0 or step in args.eval_at or step == args.steps:
+            row, prompt_rows = evaluate(model, reference, tokenizer, evaluation, step, args)
+            if not math.isfinite(row["kl"]):
+                fail(f"step {step}: the KL to SFT is {row['kl']}; lower --learning-rate")
+            log(f"responses/{step}", prompt_rows, "w")
+            log("evals", [row])
+            accelerator.log({f"evals/{name}": value for name, value in row.items()}, step)
+            accelerator.on_main_process(bar.write)(summary(row))
+            if args.save_policies and accelerator.is_main_process:
+                save_policy(out / "policies" / str(step), model, tokenizer)
+            if step > saved and step % args.sync_every == 0:  # else samples that wait would be lost
+                folder = out / "checkpoint" / str(step)
+                accelerator.save_state(f"{folder}.partial")
+                accelerator.wait_for_everyone()
+                if accelerator.is_main_process:
+                    Path(f"{folder}.partial").rename(folder)
+                    shutil.rmtree(folder.with_name(str(saved)), ignore_errors=True)
+                saved = step
+        if step == args.steps:
+            break
+        began = time.perf_counter()
+
+        # ---- a batch of pairs: sample two responses to each prompt, and ask the proxy
+        if step % args.sync_every == 0:
+            samples = []  # of each step until the next sampling
+            for t in range(step, min(step + args.sync_every, args.steps)):
+                prompts = [pairs[i]["prompt"] for i in order[t][mine]]
+                rng = generator(args.seed, t, "sample")
+                shape = 2, args.batch_size, args.max_response_tokens
+                uniforms = torch.rand(shape, generator=rng)[:, mine]
+                with accelerator.autocast():
+                    responses = sampler(args)(model, prompts * 2, uniforms.flatten(0, 1), eos)
+                samples.append(responses)
+        prompts = [pairs[i]["prompt"] for i in order[step][mine]]
+        responses = samples[step % args.sync_every]
+        first, second = responses[:share], responses[share:]
+        margins = margin(evaluation.proxy, prompts, first, second).tolist()
+        labelled = [(a, b) if m >= 0 else (b, a) for a, b, m in zip(first, second, margins)]
+        chosen, rejected = zip(*labelled)
+        if args.save_pairs:
+            columns = {"step": [step] * share, "prompt_ids": prompts, "chosen_ids": chosen}
+            columns |= {"rejected_ids": rejected, "margin": [abs(m) for m in margins]}
+            rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+            log("online_pairs/train", gather_object(rows))
+
+        # ---- the gradient, a micro-batch at a time, pairs of like length together
+        policy.train()  # dropout is 0: this is for gradient checkpointing
+        lengths = [len(x) + max(len(y), len(z)) for x, y, z in zip(prompts, chosen, rejected)]
+        by_length = sorted(range(share), key=lengths.__getitem__)
+        results = []
+        for i in range(0, share, args.micro_batch_size):
+            part = by_length[i : i + args.micro_batch_size]
+            both = [chosen[j] for j in part] + [rejected[j] for j in part]
+            batch = collate([prompts[j] for j in part] * 2, both, accelerator.device)
+            with accelerator.autocast():
+                policy_chosen, policy_rejected = sequence_logprob(policy, *batch).chunk(2)
+            with accelerator.autocast(), torch.no_grad():
+                reference_chosen, reference_rejected = sequence_logprob(reference, *batch).chunk(2)
+            logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
+            margin_sizes = policy_chosen.new_tensor([abs(margins[j]) for j in part])
+            losses = preference_loss(*logprobs, margin_sizes, args.beta, args.scale)
+            accelerator.backward(losses.sum() / share)  # DDP takes the mean over processes
+            results.append(torch.stack([losses, *logprobs], 1).detach())  # (b, 5)
+        policy.eval()
+        max_norm = args.max_grad_norm or math.inf
+        grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_norm).item()
+
+        # ---- what happened, from all processes: the policy before the update
+        results = accelerator.gather(torch.cat(results)).cpu().double()  # (B, 5)
+        losses, policy_chosen, policy_rejected, reference_chosen, reference_rejected = results.T
+        rewards_chosen = args.beta * (policy_chosen - reference_chosen)
+        rewards_rejected = args.beta * (policy_rejected - reference_rejected)
+        rewards = rewards_chosen - rewards_rejected
+        ties = gather_object([m == 0 for m in margins])
+        metrics = {
+            "step": step,
+            "loss": losses.mean().item(),
+            "rewards/chosen": rewards_chosen.mean().item(),
+            "rewards/rejected": rewards_rejected.mean().item(),
+            "rewards/margins": rewards.mean().item(),
+            "rewards/accuracies": ((rewards > 0).double() + 0.5 * (rewards == 0)).mean().item(),
+            "logps/chosen": policy_chosen.mean().item(),
+            "logps/rejected": policy_rejected.mean().item(),
+            "ties": sum(ties) / len(ties),
+            "learning_rate": args.learning_rate,
+            "grad_norm": grad_norm,
+        }
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(grad_norm)):
+            told = f"the loss is {metrics['loss']}, the gradient's norm {grad_norm}"
+            fail(f"step {step}: {told}; lower --learning-rate, or try --max-grad-norm 1")
+
+        # ---- the update
+        optimizer.step()
+        optimizer.zero_grad()
+        log("metrics", [metrics])
+        accelerator.log({f"metrics/{name}": value for name, value in metrics.items()}, step)
+        cost = {"seconds": time.perf_counter() - began}
+        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()  # so far; 0 on a CPU
+        log("timings", [{"step": step, **cost}])
+        bar.set_postfix(loss=metrics["loss"], refresh=False)
+        bar.update()
+
+    # ---- policy/ says that the run is finished
+    bar.close()
+    if accelerator.is_main_process:
+        save_policy(out / "policy", model, tokenizer)
+        shutil.rmtree(out / "checkpoint", ignore_errors=True)
+        print(f"wrote {out}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run_command(main, tyro.cli(Args, description=__doc__))
