@@ -119,18 +119,17 @@ class Args:
 
 
 @torch.no_grad()
-def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) -> list[list[int]]:
-    """One response to each prompt, at temperature 1, without top-k or top-p.
+def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, ends: list[int]):
+    """One response, a list of at most T ids, to each prompt: temperature 1, no top-k or top-p.
 
     prompts: N lists of ids. uniforms: (N, T) numbers in [0, 1), one for each token, so that a
-    response does not depend on the others. Returns N lists of at most T ids. A response that ended
-    has EOS as its last id.
+    response does not depend on the others. A response that ended has one of `ends` at its end.
     """
     ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding does not count
-    uniforms = uniforms.to(model.device)
-    tokens = torch.full_like(uniforms, eos, dtype=torch.long)  # (N, T)
-    rows = torch.arange(len(prompts), device=model.device)  # those without EOS yet
+    uniforms, last = uniforms.to(model.device), torch.tensor(ends, device=model.device)
+    tokens = torch.full_like(uniforms, ends[0], dtype=torch.long)  # (N, T)
+    rows = torch.arange(len(prompts), device=model.device)  # those that have not ended
     cache = DynamicCache(config=model.config)
     for t in range(uniforms.shape[1]):
         read = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
@@ -139,7 +138,7 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) ->
         token = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)  # (n, 1)
         token = token.clamp(max=cdf.shape[1] - 1)  # rounding may leave the uniform behind all
         tokens[rows, t] = token[:, 0]
-        going = (token[:, 0] != eos).nonzero()[:, 0]
+        going = (~torch.isin(token[:, 0], last)).nonzero()[:, 0]
         if len(going) == 0:
             break
         if len(going) < len(rows):  # a response that has ended costs no more
@@ -147,7 +146,8 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, eos: int) ->
             cache.batch_select_indices(going)
         ids, positions = token, positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    return [row[: row.index(eos) + 1] if eos in row else row for row in tokens.tolist()]
+    lengths = 1 + (~torch.isin(tokens, last)).cumprod(1).sum(1)  # to the first end
+    return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist())]
 
 
 def response_logprobs(model, ids: torch.Tensor, width: int) -> torch.Tensor:
@@ -204,12 +204,12 @@ def sampler(args: Args):
 
 
 @torch.no_grad()
-def sample_all(model, prompts: list, rng: torch.Generator, eos: int, args: Args) -> list:
+def sample_all(model, prompts: list, rng: torch.Generator, ends: list[int], args: Args) -> list:
     """One response to each of any number of prompts; `rng` draws the uniforms."""
     uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=rng)
 
     def respond(rows):
-        return sampler(args)(model, [prompts[i] for i in rows], uniforms[rows], eos)
+        return sampler(args)(model, [prompts[i] for i in rows], uniforms[rows], ends)
 
     return in_shares(len(prompts), args.eval_batch_size, respond)
 
@@ -235,7 +235,7 @@ def evaluate(policy, reference, tokenizer, evaluation, step: int, args: Args):
     The KL to SFT and the win rates against the baseline policy are those of fresh samples.
     """
     prompts, rng = evaluation.prompts, generator(args.seed, step, "evaluate")
-    responses = sample_all(policy, prompts, rng, tokenizer.eos_token_id, args)
+    responses = sample_all(policy, prompts, rng, tokenizer.ends, args)
 
     def kls(rows):
         asked, answered = [prompts[i] for i in rows], [responses[i] for i in rows]
@@ -266,12 +266,12 @@ def main(args: Args) -> None:
     accelerator = Accelerator(mixed_precision=precision, log_with=trackers, project_dir=out)
     policy, tokenizer = load_policy(args.model, sum(limits))
     reference = copy.deepcopy(policy).requires_grad_(False).to(accelerator.device)  # never trained
-    eos = tokenizer.eos_token_id
+    ends = tokenizer.ends
     pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row, prompts_alone=True)
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed)
 
     def respond(prompts):  # without --baseline the reference is the baseline policy
-        return sample_all(reference, prompts, generator(args.seed, "baseline"), eos, args)
+        return sample_all(reference, prompts, generator(args.seed, "baseline"), ends, args)
 
     evaluation = load_evaluation(args, tokenizer, pairs, respond, accelerator.device)
     evaluation.reference_logprobs = pair_logprobs(reference, evaluation.pairs, args)
@@ -335,7 +335,7 @@ def main(args: Args) -> None:
                 shape = 2, args.batch_size, args.max_response_tokens
                 uniforms = torch.rand(shape, generator=rng)[:, mine]
                 with accelerator.autocast():
-                    responses = sampler(args)(model, prompts * 2, uniforms.flatten(0, 1), eos)
+                    responses = sampler(args)(model, prompts * 2, uniforms.flatten(0, 1), ends)
                 samples.append(responses)
         prompts = [pairs[i]["prompt"] for i in order[step][mine]]
         responses = samples[step % args.sync_every]

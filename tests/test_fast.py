@@ -36,7 +36,7 @@ def test_it_samples_the_same_tokens(family):
     """In float64; batches of several sizes, and weights that change between them."""
     model = tiny_model(family).to(DEVICE)
     for rows in (5, 40, 5):
-        asked = PROMPTS[:rows], UNIFORMS[:rows], 1
+        asked = PROMPTS[:rows], UNIFORMS[:rows], [1]
         responses = sample(model, *asked)
         assert fast.sample(model, *asked) == responses and len(set(map(len, responses))) > 1
         with torch.no_grad():
@@ -56,7 +56,7 @@ def test_every_token_is_the_one_that_its_uniform_points_at(dtype, autocast):
         with torch.no_grad():
             model.model.layers[1].mlp.down_proj.weight *= factor
         with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-            responses = fast.sample(model, PROMPTS, UNIFORMS, 1)
+            responses = fast.sample(model, PROMPTS, UNIFORMS, [1])
         assert len(set(map(len, responses))) > 3
         for prompt, response, uniforms in zip(PROMPTS, responses, UNIFORMS):
             ids, mask = collate([prompt], [response], DEVICE)
@@ -70,7 +70,7 @@ def test_a_model_is_left_as_it_was():
     """Attention and normalisation are replaced while a step is taken, and no longer."""
     model = grouped_llama()
     names = {name for part in model.modules() for name in vars(part)}
-    fast.sample(model, PROMPTS, UNIFORMS, 1)
+    fast.sample(model, PROMPTS, UNIFORMS, [1])
     assert model.config._attn_implementation == "sdpa"
     assert {name for part in model.modules() for name in vars(part)} == names | {"recorded_steps"}
 
@@ -80,7 +80,7 @@ def test_layers_that_it_does_not_know_are_named():
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 4}
     model = Gemma2ForCausalLM(Gemma2Config(vocab_size=10, **sizes, **heads)).eval()
     with pytest.raises(SystemExit, match="error: --fast: gemma2 has layers of other kinds"):
-        fast.sample(model, PROMPTS, UNIFORMS, 1)
+        fast.sample(model, PROMPTS, UNIFORMS, [1])
 
 
 @pytest.mark.parametrize("options", [[], ["--mixed-precision", "bf16"]], ids=["fp32", "bf16"])

@@ -85,7 +85,7 @@ def test_a_constant_reward_leads_back_to_the_reference():
     before, prompts = kl(), [PROMPT] * 64
     for step in range(60):
         uniforms = torch.rand(128, TOKENS, generator=torch.manual_seed(step))
-        batch = collate(prompts * 2, sample(policy, prompts * 2, uniforms, EOS), "cpu")
+        batch = collate(prompts * 2, sample(policy, prompts * 2, uniforms, [EOS]), "cpu")
         logps = sequence_logprob(policy, *batch).chunk(2)
         with torch.no_grad():
             fixed = sequence_logprob(reference, *batch).chunk(2)
