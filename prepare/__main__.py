@@ -1,22 +1,23 @@
-"""Make a setup, the folder that every script starts from: the reviews task, or your own data.
+r"""Make a setup, the folder that every script starts from: the reviews task, or your own data.
 
     python -m prepare --out setups/reviews                                the reviews task
     python -m prepare --out setups/mine --model MODEL --dataset PAIRS     your own
 
-The roles are those of Tang et al. 2024, Figure 2. d_initial/ has the pairs with their first
-labels. From it come sft/, the policy that runs start from; golden/, the golden preference model,
-which from here on stands for the human; d_golden/, the same pairs with its labels; proxy/, the
-proxy preference model, which learns from those and labels for the online scripts; and baseline/,
-the baseline policy (online IPO, labelled by golden/) with its responses, for win rates.
+The roles (Tang et al. 2024, Figure 2): d_initial/, pairs with their first labels; sft/, the policy
+that runs start from; golden/, the golden preference model, from here on the human; d_golden/, the
+same pairs with its labels; proxy/, the proxy preference model, which learns from those; baseline/,
+the baseline policy (online IPO, labelled by golden/) and its responses, for win rates.
 A stage that is there is skipped: repeat an interrupted call, and it continues.
+
+Data with less praise, measured by another setup's golden preference model and baseline policy:
+
+    python -m prepare --out setups/gloomy --mood 0.25 --baseline setups/reviews/baseline \
+        --golden-model setups/reviews/golden --golden-steps 0
 """
 
-import contextlib
-import io
 import json
 import random
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,20 +25,9 @@ from typing import Literal
 import tyro
 from accelerate import PartialState
 
+import common
 import ipo_online
-from common import (
-    check_ranges,
-    claim,
-    decode,
-    fail,
-    generator,
-    load_pairs,
-    load_policy,
-    load_rows,
-    load_tokenizer,
-    run_command,
-)
-from prepare import whole_folder, write_rows
+from prepare import load_split, save_model, whole_folder, write_rows
 from prepare.preference_model import relabel, train_preference_model
 from prepare.reviews import make_reviews
 from prepare.sft import train_sft
@@ -52,8 +42,9 @@ class Args:
     dataset: str | None = None
     """preference pairs, file, folder or Hub name (the reviews task's)"""
     golden_model: str | None = None
-    """model that the golden preference model is trained from; better larger than --model (--model,
-    or the reviews task's own)"""
+    """model that golden/ is trained from, better a larger one (--model, or the reviews task's)"""
+    baseline: str | None = None
+    """baseline/ of another setup with the same --seed, to copy instead of making one"""
     form: Literal["pointwise", "pairwise"] = "pointwise"
     """form of both preference models; pairwise, the paper's own, wants a pretrained model"""
     seed: int = 1
@@ -68,9 +59,10 @@ class Args:
     """longest response, in tokens, EOS included"""
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row that cannot be used ends the program, or is left out and counted"""
-
     pairs: int = 24_000
     """pairs of the reviews task, and a tenth as many held out"""
+    mood: float = 1.0
+    """the most praise that a writer of the reviews task has: moods are uniform from 0 to this"""
     sft_steps: int = 500
     """gradient steps of supervised fine-tuning; 0: --model is its own SFT (paper: 4,000)"""
     sft_learning_rate: float = 3e-3
@@ -96,108 +88,113 @@ class Args:
 def split_by_prompt(args: Args) -> None:
     """Write d_initial/: the usable rows of --dataset; 5 % of the prompts, at most 1,000, are in
     test.jsonl and never trained on."""
-    rows, tokenizer = load_rows(args.dataset), load_tokenizer(args.model)
+    rows, tokenizer = common.load_rows(args.dataset), common.load_tokenizer(args.model)
     if args.golden_model and any("chosen_ids" in row for row in rows):
-        fail(f"{args.dataset}: has ids of --model, which --golden-model may not share; give texts")
-    limits = args.max_prompt_tokens, args.max_response_tokens
-    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
+        told = "has ids of --model, which --golden-model may not share; give texts"
+        common.fail(f"{args.dataset}: {told}")
+    pairs = load_split(args.dataset, "train", tokenizer, args)
     prompts = list(dict.fromkeys(pair["text"] for pair in pairs))
     if len(prompts) < 2:
-        fail(f"{args.dataset}: all usable rows have one prompt; two are needed, one is held out")
+        common.fail(f"{args.dataset}: all usable rows have one prompt; one more is to be held out")
     random.Random(args.seed).shuffle(prompts)
     test = set(prompts[: min(1000, -(-len(prompts) // 20))])
+    train = set(prompts) - test
     with whole_folder(f"{args.out}/d_initial") as folder:
-        for split in ("train", "test"):
-            part = [pair for pair in pairs if (pair["text"] in test) == (split == "test")]
-            write_rows(folder / f"{split}.jsonl", (rows[pair["row"]] for pair in part))
+        for split, some in (("train", train), ("test", test)):
+            part = [rows[pair["row"]] for pair in pairs if pair["text"] in some]
+            write_rows(folder / f"{split}.jsonl", part)
 
 
 def make_baseline(args: Args) -> None:
-    """Write baseline/: online IPO labelled by the golden preference model, and its responses to
-    training prompts and held-out ones."""
-    out, folder = args.out, Path(args.out, "baseline.run")
-    golden, limits = f"{out}/golden", (args.max_prompt_tokens, args.max_response_tokens)
+    """Write baseline/: online IPO labelled by golden/, its responses to prompts of both splits."""
+    out, run = args.out, Path(args.out, "baseline.run")
     names = "max_prompt_tokens max_response_tokens on_bad_row mixed_precision batch_size seed fast"
-    shared = {name: getattr(args, name) for name in names.split()}
-    roles = {"model": f"{out}/sft", "dataset": f"{out}/d_golden", "proxy": golden, "golden": golden}
-    few = {"eval_every": max(1, args.policy_steps // 4), "eval_at": ()}
-    few |= {"eval_prompts": 64, "kl_prompts": 64, "eval_batch_size": args.eval_batch_size}
-    steps = {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate}
-    place = {"out": str(folder), "resume": True}
-    if not (folder / "policy").exists():
-        with contextlib.redirect_stdout(io.StringIO()):  # the run is a means, and its folder goes
-            ipo_online.main(ipo_online.Args(**roles, **few, **steps, **shared, **place))
+    options = {name: getattr(args, name) for name in names.split()}
+    options |= {"setup": out, "proxy": f"{out}/golden", "out": str(run), "resume": True}
+    options |= {"steps": args.policy_steps, "learning_rate": args.policy_learning_rate}
+    options |= {"eval_every": max(1, args.policy_steps // 4), "eval_at": ()}
+    options |= {"eval_prompts": 64, "kl_prompts": 64, "eval_batch_size": args.eval_batch_size}
+    if not (run / "policy").exists():
+        ipo_online.main(ipo_online.Args(**options))
 
-    policy, tokenizer = load_policy(str(folder / "policy"), sum(limits))
+    tokens = args.max_prompt_tokens + args.max_response_tokens
+    policy, tokenizer = common.load_policy(str(run / "policy"), tokens)
     policy.to(PartialState().device)
     rows = []
     for split in ("train", "test"):
-        pairs = load_pairs(f"{out}/d_golden", tokenizer, *limits, args.on_bad_row, split=split)
+        pairs = load_split(f"{out}/d_golden", split, tokenizer, args)
         prompts = list({pair["text"]: pair["prompt"] for pair in pairs}.items())
         random.Random(args.seed).shuffle(prompts)
         texts, prompts = zip(*prompts[: args.eval_prompts])
-        noise = generator(args.seed, split, "golden policy")
+        noise = common.generator(args.seed, split, "golden policy")
         ids = ipo_online.sample_all(policy, prompts, noise, tokenizer.ends, args)
-        for text, prompt, *answer in zip(texts, prompts, *decode(tokenizer, prompts, ids)):
+        for text, prompt, *answer in zip(texts, prompts, *common.decode(tokenizer, prompts, ids)):
             row = {"split": split, "prompt": text, "messages": prompt.messages}
             rows.append(row | dict(zip(("response", "finished"), answer)))
-    with whole_folder(f"{out}/baseline") as made:
-        write_rows(made / "responses.jsonl", rows)
-        policy.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-    shutil.rmtree(folder)
+    save_model(f"{out}/baseline", policy, tokenizer, "responses.jsonl", rows)
+    shutil.rmtree(run)
+
+
+def keep_baseline(args: Args) -> None:
+    """Write baseline/: a copy of --baseline, whose held-out prompts must be held out here too."""
+    _, tokenizer = common.load_policy(args.baseline, tokens=1)  # nothing is sampled from it here
+    rows = common.load_rows(f"{args.baseline}/responses.jsonl")
+    held_out = {str(row.get("prompt")) for row in rows if row.get("split") == "test"}
+    pairs = load_split(f"{args.out}/d_initial", "train", tokenizer, args)
+    if not held_out.isdisjoint(pair["text"] for pair in pairs):
+        told = "its held-out prompts are trained on here; take one of a setup with this --seed"
+        common.fail(f"--baseline {args.baseline}: {told}")
+    with whole_folder(f"{args.out}/baseline") as folder:
+        shutil.copytree(args.baseline, folder, dirs_exist_ok=True)
 
 
 def main(args: Args) -> None:
-    check_ranges(args, zero=("seed", "sft_steps", "golden_steps", "proxy_steps"))
+    common.check_ranges(args, zero=("seed", "sft_steps", "golden_steps", "proxy_steps"))
+    if args.mood > 1:
+        common.fail(f"--mood {args.mood}: must be at most 1")
     if (args.model is None) != (args.dataset is None):
-        fail("--model and --dataset go together: both, or neither for the reviews task")
-    out, record, unchecked = Path(args.out), {}, ("out", "on_bad_row", "eval_batch_size")
-    asked = {name: value for name, value in asdict(args).items() if name not in unchecked}
-    inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if "prepare.json" in inside:
+        common.fail("--model and --dataset go together: both, or neither for the reviews task")
+    out, unchecked = Path(args.out), ("out", "on_bad_row", "eval_batch_size")
+    asked = record = {name: value for name, value in asdict(args).items() if name not in unchecked}
+    if (out / "prepare.json").exists():
         try:
-            record = json.loads((out / "prepare.json").read_text())
-        except ValueError as error:
-            fail(f"{out}/prepare.json: cannot be read ({error}); name another folder")
-    elif inside - {".lock", "prepare.partial"}:
-        fail(f"--out {out}: holds something that is no setup; name another folder")
-    changed = [name for name in record if record[name] != asked.get(name)]
-    if changed:
-        told = "; ".join(f"{name} was {record[name]}, is {asked.get(name)}" for name in changed)
-        fail(f"--out {out}: {told}: repeat its own, remove the folder, or name another one")
-    claim(out)
+            record = asdict(Args()) | json.loads((out / "prepare.json").read_text())
+        except (ValueError, TypeError) as error:
+            common.fail(f"{out}/prepare.json: cannot be read ({error}); name another folder")
+    elif {path.name for path in out.glob("*")} - {".lock", "prepare.partial"}:
+        common.fail(f"--out {out}: holds something that is no setup; name another folder")
+    changed = [name for name in asked if record[name] != asked[name]]
+    told = "; ".join(f"{name} was {record[name]}, is {asked[name]}" for name in changed)
+    if told:
+        common.fail(f"--out {out}: {told}: repeat its own, remove the folder, or name another one")
+    common.claim(out)
     (out / "prepare.partial").write_text(json.dumps(asked, indent=1) + "\n")
     (out / "prepare.partial").replace(out / "prepare.json")
-    steps = args.sft_steps + args.golden_steps + args.proxy_steps + args.policy_steps
-    print(f"{out}: {steps} gradient steps in four stages; each shows the time it has left")
 
     def stage(name: str, make, *arguments) -> None:
-        began = time.time()
         if (out / name).exists():
             print(f"{out}/{name}: there already")
             return
         if name != "baseline":
             shutil.rmtree(out / "baseline.run", ignore_errors=True)  # it began with other models
-        make(*arguments)
-        print(f"{out}/{name}: made in {time.time() - began:.0f} s")
+        make(*arguments, args)
+        print(f"{out}/{name}: made")
 
     d_initial, d_golden = f"{out}/d_initial", f"{out}/d_golden"
     sft, golden, proxy = f"{out}/sft", f"{out}/golden", f"{out}/proxy"
     model = args.model or f"{out}/untrained"
     golden_model = args.golden_model or args.model or f"{out}/untrained_golden"
-    golden_training = args.golden_steps, args.seed + 1000, args
-    proxy_training = args.proxy_steps, args.seed, args
-    if args.dataset:
-        stage("d_initial", split_by_prompt, args)
-    else:
-        stage("d_initial", make_reviews, args.out, args.seed, args.pairs)
-    stage("sft", train_sft, model, d_initial, sft, args)
-    stage("golden", train_preference_model, golden_model, d_initial, golden, *golden_training)
-    stage("d_golden", relabel, golden, d_initial, d_golden, args)
-    stage("proxy", train_preference_model, sft, d_golden, proxy, *proxy_training)
-    stage("baseline", make_baseline, args)
+    train = train_preference_model
+    stage("d_initial", split_by_prompt if args.dataset else make_reviews)
+    if args.baseline:
+        stage("baseline", keep_baseline)  # first: it may be refused
+    stage("sft", train_sft, model, d_initial, sft)
+    stage("golden", train, golden_model, d_initial, golden, args.golden_steps, args.seed + 1000)
+    stage("d_golden", relabel, golden, d_initial, d_golden)
+    stage("proxy", train, sft, d_golden, proxy, args.proxy_steps, args.seed)
+    if not args.baseline:
+        stage("baseline", make_baseline)
 
 
 if __name__ == "__main__":
-    run_command(main, tyro.cli(Args, description=__doc__, prog="python -m prepare"))
+    common.run_command(main, tyro.cli(Args, description=__doc__, prog="python -m prepare"))

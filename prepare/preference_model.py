@@ -1,13 +1,9 @@
-"""Preference models: train the golden one on the data's labels, relabel the data by it, train the
-proxy on those labels.
+"""Preference models: train the golden one, relabel the data by it, train the proxy on its labels.
 
 Two forms (Tang et al. 2024, Appendix A). Pairwise, the paper's own: r(x, y1, y2) with both
 responses in the context, trained in random order, asked in both orders. Pointwise: s(x, y), with
 r(x, y1, y2) = sigmoid(s(x, y1) - s(x, y2)). The form stands in the model's config.
 """
-
-import json
-from pathlib import Path
 
 import torch
 import transformers
@@ -15,22 +11,8 @@ from accelerate import Accelerator, PartialState
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tqdm import tqdm
 
-from common import (
-    PreferenceModel,
-    batch_order,
-    fail,
-    generator,
-    load_model,
-    load_pairs,
-    load_preference_model,
-    load_rows,
-    load_tokenizer,
-    margin,
-    score,
-    sequences_to_compare,
-    wins,
-)
-from prepare import whole_folder, write_rows
+import common
+from prepare import load_split, save_model, whole_folder, write_rows
 
 
 def preference_nll(model, pairwise: bool, eos: int, prompts, chosen, rejected, coins: torch.Tensor):
@@ -40,16 +22,16 @@ def preference_nll(model, pairwise: bool, eos: int, prompts, chosen, rejected, c
     -log(1 - r(x, y_l, y_w)), Eq. 5 of the paper. Pointwise: -log sigmoid(s(x, y_w) - s(x, y_l)).
     coins: (B,) of 0 and 1.
     """
-    first, second = sequences_to_compare(pairwise, eos, prompts, chosen, rejected)
+    first, second = common.sequences_to_compare(pairwise, eos, prompts, chosen, rejected)
     if pairwise:
         asked = [b if coin else a for a, b, coin in zip(first, second, coins.tolist())]
-        logits = score(model, asked)
+        logits = common.score(model, asked)
         return binary_cross_entropy_with_logits(logits, 1 - coins.to(logits), reduction="none")
     sequences = first + second
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     third = -(-len(order) // 3)  # short, middling and long ones apart: a third less padding
     parts = [order[i : i + third] for i in range(0, len(order), third)]
-    scores = torch.cat([score(model, [sequences[i] for i in part]) for part in parts])
+    scores = torch.cat([common.score(model, [sequences[i] for i in part]) for part in parts])
     first, second = scores[torch.tensor(order).argsort()].chunk(2)
     return -logsigmoid(first - second)
 
@@ -64,59 +46,59 @@ def train_preference_model(model: str, dataset: str, out: str, steps: int, seed:
     steps. With 0 steps a preference model is copied as it is.
 
     AdamW with 10 % of the steps of warm-up, then linear to 0; the gradient is clipped at norm 1.
-    agreement.json says how often it agrees with the labels of the split test.
+    agreement.json says how often it agrees with the labels of the split test, and how often it
+    prefers the longer response.
     """
-    accelerator, name = Accelerator(mixed_precision=args.mixed_precision), Path(out).name
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
     transformers.set_seed(seed)  # the new score's weights
-    limits = args.max_prompt_tokens, args.max_response_tokens
-    tokens = sum(limits)
+    tokens = args.max_prompt_tokens + args.max_response_tokens
     if args.form == "pairwise":
         tokens += args.max_response_tokens + 2
-    kind = transformers.AutoModelForSequenceClassification
-    model, tokenizer = load_model(kind, model, "preference model", tokens, new_head=steps > 0)
+    kind, what = transformers.AutoModelForSequenceClassification, "preference model"
+    model, tokenizer = common.load_model(kind, model, what, tokens, new_head=steps > 0)
     model.to(accelerator.device).config.pad_token_id = tokenizer.pad_token_id
     if steps:
         model.config.preference_form = args.form
     pairwise = getattr(model.config, "preference_form", None) == "pairwise"
-    pairs, test = (
-        load_pairs(dataset, tokenizer, *limits, args.on_bad_row, split=split)
-        for split in ("train", "test")
-    )
+    pairs, test = (load_split(dataset, split, tokenizer, args) for split in ("train", "test"))
     rate = args.preference_learning_rate
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
 
-    bar = tqdm(batch_order(len(pairs), args.batch_size, steps, seed), desc=name, unit="step")
+    bar = tqdm(common.batch_order(len(pairs), args.batch_size, steps, seed), desc=out, unit="step")
     for step, indices in enumerate(bar):
         texts = columns_of([pairs[i] for i in indices])
-        coins = torch.randint(2, (len(indices),), generator=generator(seed, step, "coins"))
+        coins = torch.randint(2, (len(indices),), generator=common.generator(seed, step, "coins"))
         with accelerator.autocast():
             loss = preference_nll(model, pairwise, tokenizer.eos_token_id, *texts, coins).mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not (loss.isfinite() and norm.isfinite()):
             told = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
-            fail(f"{name}: step {step}: {told}; lower --preference-learning-rate")
+            common.fail(f"{out}: step {step}: {told}; lower --preference-learning-rate")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         bar.set_postfix(loss=loss.item(), refresh=False)
 
-    margins = margin(PreferenceModel(model, tokenizer, None, pairwise), *columns_of(test))
-    result = {"agreement": wins(margins).mean().item(), "pairs": len(test)}
+    preference = common.PreferenceModel(model, tokenizer, None, pairwise)
+    margins = common.margin(preference, *columns_of(test))
+    result = {"agreement": common.wins(margins).mean().item(), "pairs": len(test)}
     result["ties"] = (margins == 0).double().mean().item()
-    with whole_folder(out) as folder:
-        Path(folder, "agreement.json").write_text(json.dumps(result) + "\n")
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    lengths = torch.tensor([len(pair["chosen"]) - len(pair["rejected"]) for pair in test])
+    result["prefers_longer"] = common.wins(margins * lengths).mean().item()
+    if pairwise:  # how often the other order of the responses gives the other verdict
+        both = common.sequences_to_compare(True, tokenizer.eos_token_id, *columns_of(test))
+        first, second = (common.score_all(preference, side) for side in both)
+        agree = [(first[tuple(a)] > 0.5) != (second[tuple(b)] > 0.5) for a, b in zip(*both)]
+        result["flips_on_swap"] = 1 - sum(agree) / len(agree)
+    save_model(out, model, tokenizer, "agreement.json", [result])
     print(f"{out}: agrees with {result['agreement']:.1%} of {len(test)} held-out labels")
 
 
 def relabelled(row: dict, value: float) -> dict:
-    """A row whose chosen response is the one that is preferred; value: the margin of its chosen.
-
-    All columns whose names begin with chosen or rejected go with their response.
-    """
+    """A row whose chosen response is the preferred one; value: the margin of its chosen. Columns
+    whose names begin with chosen or rejected go with their response."""
     other = {"chosen": "rejected", "rejected": "chosen"}
     named = [(name.split("_"), text) for name, text in row.items()]
     if value < 0:
@@ -126,16 +108,15 @@ def relabelled(row: dict, value: float) -> dict:
 
 def relabel(source: str, dataset: str, out: str, args) -> None:
     """Write `out`: the same pairs with the labels of a preference model, and its margins."""
-    tokenizer, limits = load_tokenizer(source), (args.max_prompt_tokens, args.max_response_tokens)
-    model = load_preference_model(source, tokenizer, *limits, PartialState().device)
+    tokenizer = common.load_tokenizer(source)
+    limits = args.max_prompt_tokens, args.max_response_tokens
+    model = common.load_preference_model(source, tokenizer, *limits, PartialState().device)
     with whole_folder(out) as folder:
         for split in ("train", "test"):
-            rows = load_rows(dataset, split)
-            pairs = load_pairs(dataset, tokenizer, *limits, args.on_bad_row, split=split)
+            rows = common.load_rows(dataset, split)
+            pairs = load_split(dataset, split, tokenizer, args)
             values = []
             for i in tqdm(range(0, len(pairs), 1024), desc=f"relabel {split}", unit="kpair"):
-                values += margin(model, *columns_of(pairs[i : i + 1024])).tolist()
+                values += common.margin(model, *columns_of(pairs[i : i + 1024])).tolist()
             labelled = [relabelled(rows[pair["row"]], m) for pair, m in zip(pairs, values)]
             write_rows(folder / f"{split}.jsonl", labelled)
-            kept = wins(torch.tensor(values)).mean().item()
-            print(f"{out}: {split}, {len(values)} pairs, {kept:.1%} of the labels kept")

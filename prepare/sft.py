@@ -1,21 +1,15 @@
-"""Supervised fine-tuning on both responses of every pair: the policy that all runs start from.
+"""Supervised fine-tuning on both responses of each pair: to cover the data, not to be good."""
 
-It is to cover the data, not to be good, so chosen and rejected responses count alike (Tang et al.
-2024, Section 4).
-"""
-
-import json
 import math
-from pathlib import Path
 
 import torch
 import transformers
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from common import batch_order, collate, fail, load_pairs, load_policy
+from common import batch_order, collate, fail, load_policy
 from ipo_offline import sequence_logprob
-from prepare import whole_folder
+from prepare import load_split, save_model
 
 
 def negative_logprobs(model, pairs: list[dict]) -> tuple[torch.Tensor, int]:
@@ -33,19 +27,15 @@ def nats_per_token(model, pairs: list[dict]) -> float:
 
 
 def train_sft(model: str, dataset: str, out: str, args) -> None:
-    """Write `out`: the model after --sft-steps steps. With 0 steps it is copied as it is.
+    """Write `out`: the model after --sft-steps steps, which may be 0 (Tang et al. 2024, Section 4).
 
     AdamW with 5 % of the steps of warm-up and a cosine; the gradient is clipped at norm 1.
     """
-    limits, steps = (args.max_prompt_tokens, args.max_response_tokens), args.sft_steps
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    model, tokenizer = load_policy(model, sum(limits))
+    model, tokenizer = load_policy(model, args.max_prompt_tokens + args.max_response_tokens)
     model.to(accelerator.device)
-    pairs, test = (
-        load_pairs(dataset, tokenizer, *limits, args.on_bad_row, split=split)
-        for split in ("train", "test")
-    )
-    rate = args.sft_learning_rate
+    pairs, test = (load_split(dataset, split, tokenizer, args) for split in ("train", "test"))
+    steps, rate = args.sft_steps, args.sft_learning_rate
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
 
@@ -73,9 +63,5 @@ def train_sft(model: str, dataset: str, out: str, args) -> None:
     nats = {"train": nats_per_token(model, pairs[:512]), "test": nats_per_token(model, test[:512])}
     if not all(map(math.isfinite, nats.values())):
         fail(f"sft: -log pi of a token is {nats['train']}; lower --sft-learning-rate")
-    with whole_folder(out) as folder:
-        Path(folder, "nats_per_token.json").write_text(json.dumps(nats) + "\n")
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    told = ", ".join(f"{split} {value:.3f}" for split, value in nats.items())
-    print(f"{out}: {told} nats a token of a response")
+    save_model(out, model, tokenizer, "nats_per_token.json", [nats])
+    print(f"{out}: train {nats['train']:.3f}, test {nats['test']:.3f} nats a token of a response")

@@ -1,5 +1,7 @@
 """The reviews task: what its ground-truth score says, and that its data hold what it needs."""
 
+import hashlib
+import json
 import math
 import random
 
@@ -58,3 +60,17 @@ def test_the_rater_is_noisy_in_the_measure_of_the_difference():
         expected = sum(1 / (1 + math.exp(-abs(gap))) for gap in near) / len(near)
         error = (expected * (1 - expected) / len(near)) ** 0.5
         assert sum(gap > 0 for gap in near) / len(near) == pytest.approx(expected, abs=4 * error)
+
+
+def test_the_share_of_praise_follows_the_mood():
+    """It is half the highest mood. At the default, 1, the rows are those of all kept results."""
+    rng, prompts = random.Random(3), reviews.all_prompts()
+    rows = json.dumps([reviews.pair(prompt, rng) for prompt in prompts[::10]])
+    assert hashlib.sha256(rows.encode()).hexdigest().startswith("1044bbb85bba866f8d4f6e565316e14b")
+    kinds = reviews.KINDS.values()
+    praise, complaints = ({word for kind in kinds for word in kind[i]} for i in (2, 3))
+    for highest in (1.0, 0.5, 0.25):
+        texts = [reviews.write(PROMPT, rng, highest)[0] for _ in range(2000)]
+        words = [word for text in texts for word in reviews.words_of(text)]
+        told = [word in praise for word in words if word in praise | complaints]
+        assert sum(told) / len(told) == pytest.approx(highest / 2, abs=0.04)

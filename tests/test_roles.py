@@ -11,7 +11,7 @@ from common import decode, encode, generator, load_policy
 from prepare.__main__ import Args, split_by_prompt
 from prepare.preference_model import relabel, train_preference_model
 from prepare.sft import train_sft
-from tests.conftest import MINIATURE, call, letter_tokenizer, read_jsonl, stage
+from tests.conftest import MINIATURE, SHORT, call, letter_tokenizer, read_jsonl, stage
 
 
 def weights(folder) -> bytes:
@@ -64,6 +64,40 @@ def test_a_baseline_policy_half_made_from_other_models_begins_again(setup, tmp_p
     call("-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out", tmp_path / "again")
     assert weights(tmp_path / "again" / "baseline") == weights(setup / "baseline")
     assert not (tmp_path / "again" / "baseline.run").exists()
+
+
+def test_a_setup_with_less_praise_keeps_golden_and_baseline(setup, tmp_path):
+    """--mood changes the data and what learns from them. A baseline policy whose
+    held-out prompts are trained on here is refused before anything is trained."""
+    made = tmp_path / "made"
+    words = ["-m", "prepare", "--pairs", 400, *MINIATURE, "--mood", 0.25, "--golden-steps", 0]
+    words += ["--golden-model", setup / "golden", "--baseline"]
+    call(*words, setup / "baseline", "--seed", 7, "--out", made)
+    kept = [path.relative_to(setup) for path in (setup / "baseline").iterdir()]
+    for path in (*kept, "golden/model.safetensors", "golden/config.json", "golden/tokenizer.json"):
+        assert (made / path).read_bytes() == (setup / path).read_bytes(), path
+    for path in ("d_initial/train.jsonl", "d_golden/train.jsonl", "d_golden/test.jsonl"):
+        assert (made / path).read_bytes() != (setup / path).read_bytes(), path
+    assert weights(made / "sft") != weights(setup / "sft")
+    assert weights(made / "proxy") != weights(setup / "proxy")
+    call("ipo_online.py", "--setup", made, *SHORT, "--out", tmp_path / "run")
+    asked = [row["prompt"] for row in read_jsonl(tmp_path / "run" / "responses" / "0.jsonl")]
+    stored = read_jsonl(setup / "baseline" / "responses.jsonl")
+    assert asked == [row["prompt"] for row in (*stored[:8], *stored[12:20])]
+    other = ["--seed", 10, "--out", tmp_path / "other"]
+    error = call(*words, setup / "baseline", *other, code=1).stderr
+    assert "baseline: its held-out prompts are trained on here; take one of a setup with" in error
+    assert {path.name for path in (tmp_path / "other").iterdir()}.isdisjoint({"sft", "baseline"})
+    shutil.rmtree(tmp_path / "other")
+    error = call(*words, setup / "sft", *other, code=1).stderr
+    assert f"{setup}/sft/responses.jsonl: there is no such file" in error
+
+
+@pytest.mark.parametrize("mood, told", [(1.5, "at most 1"), (0, "a finite number, above 0")])
+def test_a_mood_outside_its_range_is_refused(mood, told, tmp_path):
+    error = call("-m", "prepare", "--mood", mood, "--out", tmp_path / "setup", code=1).stderr
+    assert error == f"error: --mood {float(mood)}: must be {told}\n"
+    assert not (tmp_path / "setup").exists()
 
 
 def learn_sft(*words) -> None:
