@@ -256,7 +256,7 @@ def main(args: Args) -> None:
     policy, tokenizer = load_policy(args.model, sum(limits))
     reference = copy.deepcopy(policy).requires_grad_(False).to(accelerator.device)  # never trained
     ends = tokenizer.ends
-    pairs = load_pairs(args.dataset, tokenizer, *limits, args.on_bad_row)
+    pairs = load_pairs(args.dataset, tokenizer, limits, args.on_bad_row)
     order = batch_order(len(pairs), args.batch_size, args.steps, args.seed, args.shuffle)
 
     def respond(prompts):  # without --baseline the reference is the baseline policy

@@ -317,17 +317,12 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
 
 
 def load_pairs(
-    source: str,
-    tokenizer,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    on_bad_row: str,
-    split: str = "train",
-    prompts_alone: bool = False,
+    source: str, tokenizer, limits: tuple, on_bad_row: str, split="train", prompts_alone=False
 ) -> list[dict]:
     """Preference pairs: `prompt`, `chosen` and `rejected` as ids, `text` the prompt as a string,
     `row` its number, `margin` a preference model's, or nan. Saved online pairs have ids already.
 
+    limits: of a prompt and of a response, in tokens.
     prompts_alone: a column prompt is enough; there is no chosen and rejected then.
     A row that cannot be used ends the program with its number, counted from 0, and what is wrong,
     or, with on_bad_row "skip", is left out and counted. Nothing is ever cut to fit.
@@ -341,13 +336,12 @@ def load_pairs(
         on_bad_row = "error"  # a replay needs every row
     else:
         pairs, bad = encoded_pairs(rows, tokenizer, names)
-    limits = {"prompt": max_prompt_tokens} | dict.fromkeys(names, max_response_tokens)
     for pair in pairs:
         value = rows[pair["row"]].get("margin")
         pair["margin"] = value if type(value) in (int, float) else math.nan
-        for name, limit in limits.items():
+        for name in ("prompt", *names):
+            kind, limit = ("prompt", limits[0]) if name == "prompt" else ("response", limits[1])
             if len(pair[name]) > limit:
-                kind = "prompt" if name == "prompt" else "response"
                 why = f"{name} has {len(pair[name])} tokens, --max-{kind}-tokens is {limit}"
                 bad.setdefault(pair["row"], why)
     if bad:
@@ -544,20 +538,18 @@ class PreferenceModel:
     scores: dict = field(default_factory=dict)  # of the baseline responses: asked for every time
 
 
-def load_preference_model(
-    source: str | None, policy_tokenizer, max_prompt_tokens: int, max_response_tokens: int, device
-) -> PreferenceModel | None:
+def load_preference_model(source: str | None, policy_tokenizer, limits: tuple[int, int], device):
     """A preference model of prepare/, or any reward model with one label, which is pointwise.
 
-    None stays None. The limits are the longest texts that it may be asked to read.
+    None stays None. limits: of a prompt and of a response that it may be asked to read, in tokens.
     """
     if source is None:
         return None
-    what, tokens = "preference model", max_prompt_tokens + max_response_tokens
+    what, tokens = "preference model", sum(limits)
     config = from_pretrained(transformers.AutoConfig, source, what)
     pairwise = getattr(config, "preference_form", None) == "pairwise"
     if pairwise:
-        tokens += max_response_tokens + 2
+        tokens += limits[1] + 2
     model, tokenizer = load_model(AutoModelForSequenceClassification, source, what, tokens)
     if model.config.num_labels != 1:
         fail(f"{source}: has {model.config.num_labels} labels; a {what} has one")
@@ -583,6 +575,7 @@ def score(model, sequences: list[list[int]]) -> torch.Tensor:
     return model.score(hidden[torch.arange(len(ids)), mask.sum(1) - 1]).squeeze(-1).float()
 
 
+@torch.no_grad()
 def score_all(preference: PreferenceModel, sequences) -> dict[tuple, float]:
     """{sequence: its score; of a pairwise model, the probability that the first is better}."""
     model, values = preference.model, []
@@ -711,11 +704,11 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
     of the reference.
     """
     limits = args.max_prompt_tokens, args.max_response_tokens
-    golden = load_preference_model(args.golden, tokenizer, *limits, device)
-    proxy = load_preference_model(args.proxy, tokenizer, *limits, device)
+    golden = load_preference_model(args.golden, tokenizer, limits, device)
+    proxy = load_preference_model(args.proxy, tokenizer, limits, device)
     stored = Path(args.setup or "no setup", "d_golden")
     if stored.is_dir() and args.dataset != str(stored):  # --dataset is for training alone
-        pairs = load_pairs(str(stored), tokenizer, *limits, args.on_bad_row)
+        pairs = load_pairs(str(stored), tokenizer, limits, args.on_bad_row)
     known = [pair for pair in pairs if "chosen" in pair]  # prompts alone have no responses
     known = random.Random(0).sample(known, min(args.eval_prompts, len(known)))
     known.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))

@@ -27,7 +27,7 @@ def write_rows(path: Path, rows) -> None:
 def load_split(dataset: str, split: str, tokenizer, args) -> list[dict]:
     """The usable pairs of one split of a dataset, as ids; args has the limits of their length."""
     limits = args.max_prompt_tokens, args.max_response_tokens
-    return load_pairs(dataset, tokenizer, *limits, args.on_bad_row, split=split)
+    return load_pairs(dataset, tokenizer, limits, args.on_bad_row, split=split)
 
 
 def save_model(out: str, model, tokenizer, file: str, rows: list[dict]) -> None:

@@ -110,7 +110,7 @@ def relabel(source: str, dataset: str, out: str, args) -> None:
     """Write `out`: the same pairs with the labels of a preference model, and its margins."""
     tokenizer = common.load_tokenizer(source)
     limits = args.max_prompt_tokens, args.max_response_tokens
-    model = common.load_preference_model(source, tokenizer, *limits, PartialState().device)
+    model = common.load_preference_model(source, tokenizer, limits, PartialState().device)
     with whole_folder(out) as folder:
         for split in ("train", "test"):
             rows = common.load_rows(dataset, split)

@@ -139,7 +139,7 @@ def test_a_baseline_that_cannot_be_used_is_named(change, message, setup, tmp_pat
     (tmp_path / "responses.jsonl").write_text("\n".join(map(json.dumps, rows)))
     args = ipo_offline.Args(setup=str(setup), baseline=str(tmp_path), golden=None, proxy=None)
     tokenizer = load_tokenizer(str(setup / "sft"))
-    pairs = load_pairs(str(setup / "d_golden"), tokenizer, 16, 33, "error")
+    pairs = load_pairs(str(setup / "d_golden"), tokenizer, (16, 33), "error")
     with pytest.raises(SystemExit, match=f"^error: {tmp_path}/responses.jsonl: {message}"):
         load_evaluation(args, tokenizer, pairs, None, "cpu")
 

@@ -52,7 +52,9 @@ def write(path, rows):
 
 
 def load(path, tokenizer=None, on_bad_row="error", limit=8, **options):
-    return load_pairs(str(path), tokenizer or chat_tokenizer(), limit, limit, on_bad_row, **options)
+    return load_pairs(
+        str(path), tokenizer or chat_tokenizer(), (limit, limit), on_bad_row, **options
+    )
 
 
 def test_strings_become_ids_and_only_a_finished_response_gets_an_end(tmp_path):

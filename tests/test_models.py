@@ -190,7 +190,7 @@ def test_the_baselines_scores_stay_whatever_tokenizer_reads_them(tmp_path):
     words = roles(tmp_path, pad="<eos>", score_pad="<pad>")  # each letter has another id
     call("ipo_online.py", *words, *SHORT, "--out", tmp_path / "run")
     policy_tokenizer, seen = load_tokenizer(str(tmp_path / "model")), []
-    golden = load_preference_model(str(tmp_path / "proxy"), policy_tokenizer, 8, 8, "cpu")
+    golden = load_preference_model(str(tmp_path / "proxy"), policy_tokenizer, (8, 8), "cpu")
     assert golden.policy_tokenizer is policy_tokenizer
     for step in (0, 3):
         rows = read_jsonl(tmp_path / "run" / "responses" / f"{step}.jsonl")

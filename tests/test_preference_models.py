@@ -45,7 +45,7 @@ def tiny(folder, form="pointwise", pad="<pad>", labels=1, template=None, policys
     torch.nn.init.normal_(model.score.weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return load_preference_model(str(folder), policys or tokenizer, 16, 16, "cpu")
+    return load_preference_model(str(folder), policys or tokenizer, (16, 16), "cpu")
 
 
 @pytest.mark.parametrize("form", ["pointwise", "pairwise", None])  # None: any reward model
@@ -127,7 +127,7 @@ def test_a_conversation_is_read_in_the_preference_models_own_template(tmp_path):
     answers = [[{"role": "assistant", "content": text}] for text in ("ff", "g")]
     row = {"prompt": asked, "chosen": answers[0], "rejected": answers[1]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
-    (pair,) = load_pairs(str(tmp_path / "pairs.jsonl"), policys, 8, 8, "error")
+    (pair,) = load_pairs(str(tmp_path / "pairs.jsonl"), policys, (8, 8), "error")
     assert pair["text"] == "adaea"
     columns = columns_of([pair, pair])
     own = turns.replace("a{{", "b{{").replace("a{%", "b{%")
@@ -172,9 +172,9 @@ def test_relabelling_moves_every_column_with_its_response():
 def test_relabelled_data_agree_with_their_preference_model(setup):
     """In d_golden/ golden/ prefers each chosen response by its margin, and some labels changed."""
     source, tokenizer = str(setup / "golden"), load_tokenizer(str(setup / "golden"))
-    golden = load_preference_model(source, tokenizer, 16, 33, "cpu")
+    golden = load_preference_model(source, tokenizer, (16, 33), "cpu")
     before, after = (read_jsonl(setup / name / "train.jsonl") for name in ("d_initial", "d_golden"))
-    pairs = load_pairs(str(setup / "d_golden"), tokenizer, 16, 33, "error")
+    pairs = load_pairs(str(setup / "d_golden"), tokenizer, (16, 33), "error")
     margins = margin(golden, *columns_of(pairs))
     assert margins.tolist() == pytest.approx([row["margin"] for row in after], abs=1e-6)
     changed = [b["chosen"] != a["chosen"] for b, a in zip(before, after)]
@@ -195,7 +195,7 @@ def test_both_forms_learn(form, setup, tmp_path):
     stage(train_preference_model, *words, form=form, batch_size=16)
     (found,) = read_jsonl(tmp_path / "proxy" / "agreement.json")
     assert found["agreement"] > 0.9 and found["pairs"] == len(rows) and found["ties"] == 0
-    proxy = load_preference_model(str(tmp_path / "proxy"), letter_tokenizer(), 16, 33, "cpu")
+    proxy = load_preference_model(str(tmp_path / "proxy"), letter_tokenizer(), (16, 33), "cpu")
     assert proxy.pairwise == (form == "pairwise")
 
 
@@ -212,7 +212,7 @@ def test_a_preference_model_is_taken_as_it_is(tmp_path):
     stage(train_preference_model, *words, batch_size=1, **limits)
     own, taken = (tmp_path / name / "model.safetensors" for name in ("golden", "out"))
     assert own.read_bytes() == taken.read_bytes()
-    assert load_preference_model(str(taken.parent), golden.tokenizer, 8, 8, "cpu").pairwise
+    assert load_preference_model(str(taken.parent), golden.tokenizer, (8, 8), "cpu").pairwise
     share = ((margin(golden, PROMPTS, FIRST, SECOND) > 0).sum().item() + 0.5) / 4
     (found,) = read_jsonl(tmp_path / "out" / "agreement.json")
     assert found == {"agreement": share, "pairs": 4, "ties": 0.25} and share % 0.25 == 0.125

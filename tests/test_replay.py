@@ -113,7 +113,7 @@ def test_text_would_not_give_back_the_ids(tmp_path):
     first, second = (sample(model, prompts, part, 1) for part in uniforms.chunk(2))
     names = "prompt_ids", "chosen_ids", "rejected_ids"
     rows = [dict(zip(names, ids)) for ids in zip(prompts, first, second)]
-    pairs = load_pairs(save(tmp_path, rows), tokenizer, 8, 8, "error")
+    pairs = load_pairs(save(tmp_path, rows), tokenizer, (8, 8), "error")
     assert [(p["prompt"], p["chosen"], p["rejected"]) for p in pairs] == [
         *zip(prompts, first, second)
     ]
@@ -124,7 +124,7 @@ def test_text_would_not_give_back_the_ids(tmp_path):
 
 def test_saved_pairs_of_another_model_are_refused(tmp_path):
     row = {"prompt_ids": [2], "chosen_ids": [3, 9], "rejected_ids": [4]}
-    assert len(load_pairs(save(tmp_path, [row]), letter_tokenizer(), 8, 8, "error")) == 1
+    assert len(load_pairs(save(tmp_path, [row]), letter_tokenizer(), (8, 8), "error")) == 1
     for wrong, told in (
         ({"chosen_ids": [3, 10]}, "chosen_ids has an id that is none of the model's"),
         ({"prompt_ids": None}, "prompt_ids must be a list of ids that is not empty"),
@@ -132,7 +132,7 @@ def test_saved_pairs_of_another_model_are_refused(tmp_path):
     ):
         with pytest.raises(SystemExit, match=f"row 1: {told}"):
             source = save(tmp_path, [row, row | wrong])
-            load_pairs(source, letter_tokenizer(), 8, 8, "skip")  # never: the order counts
+            load_pairs(source, letter_tokenizer(), (8, 8), "skip")  # never: the order counts
     letter_tokenizer().save_pretrained(tmp_path / "model")
     args = Args(str(tmp_path / "setup"), str(tmp_path / "model"), source, golden_model="other")
     with pytest.raises(SystemExit, match="has ids of --model, which --golden-model may not share"):

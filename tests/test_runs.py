@@ -181,7 +181,7 @@ def test_an_evaluation_is_the_setups_whatever_the_training_data(setup, tmp_path)
     tokenizer, seen = load_tokenizer(str(setup / "sft")), []
     for data in (str(setup / "d_golden"), str(tmp_path / "other.jsonl")):
         args = ipo_offline.Args(setup=str(setup), dataset=data, baseline=str(setup / "baseline"))
-        pairs = common.load_pairs(data, tokenizer, 16, 33, "error")
+        pairs = common.load_pairs(data, tokenizer, (16, 33), "error")
         seen.append(load_evaluation(replace(args, eval_prompts=8), tokenizer, pairs, None, "cpu"))
     assert seen[0] == seen[1] and len(seen[0].pairs) == seen[0].train_count == 8
     assert len(seen[0].prompts) == len(seen[0].baseline_responses) == 16

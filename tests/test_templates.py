@@ -53,7 +53,7 @@ TALK |= {"rejected": said("assistant", "c")}
 def load(folder, tokenizer, *rows, **options):
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_pairs(str(path), tokenizer, 99, 99, "error", **options)
+    return load_pairs(str(path), tokenizer, (99, 99), "error", **options)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
