@@ -135,7 +135,8 @@ def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]], spec
     heads = dict.fromkeys(map(tuple, prompts))  # each is decoded once
     heads |= zip(heads, tokenizer.batch_decode(list(heads), **options))
     wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], **options)
-    finished = [not set(tokenizer.ends).isdisjoint(y[-1:]) for y in responses]
+    ends = getattr(tokenizer, "ends", [tokenizer.eos_token_id])
+    finished = [not set(ends).isdisjoint(y[-1:]) for y in responses]
     return [whole[len(heads[tuple(x)]) :] for x, whole in zip(prompts, wholes)], finished
 
 
@@ -545,12 +546,13 @@ def load_preference_model(source: str | None, policy_tokenizer, limits: tuple[in
     """
     if source is None:
         return None
-    what, tokens = "preference model", sum(limits)
+    what, kind = "preference model", AutoModelForSequenceClassification
     config = from_pretrained(transformers.AutoConfig, source, what)
     pairwise = getattr(config, "preference_form", None) == "pairwise"
+    tokens = sum(limits)
     if pairwise:
         tokens += limits[1] + 2
-    model, tokenizer = load_model(AutoModelForSequenceClassification, source, what, tokens)
+    model, tokenizer = load_model(kind, source, what, tokens)
     if model.config.num_labels != 1:
         fail(f"{source}: has {model.config.num_labels} labels; a {what} has one")
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()

@@ -1,8 +1,7 @@
 """Faster sampling on a GPU, for --fast: a decoding step as one CUDA graph over a static cache.
 
 A script runs without this file. `sample` has the signature of the scripts' own and gives the same
-tokens on the same uniforms; on a CPU it takes the same steps without a graph. A graph reads the
-weights where they are: training may change them.
+tokens; on a CPU it takes the same steps without a graph. A graph reads the weights in their place.
 """
 
 import math

@@ -11,8 +11,7 @@ from common import load_pairs
 @contextmanager
 def whole_folder(path: str | Path):
     """A folder that has its name only when it is complete: written aside, renamed at the end."""
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.partial")
+    aside = Path(f"{path}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     yield aside

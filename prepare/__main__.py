@@ -90,8 +90,7 @@ def split_by_prompt(args: Args) -> None:
     test.jsonl and never trained on."""
     rows, tokenizer = common.load_rows(args.dataset), common.load_tokenizer(args.model)
     if args.golden_model and any("chosen_ids" in row for row in rows):
-        told = "has ids of --model, which --golden-model may not share; give texts"
-        common.fail(f"{args.dataset}: {told}")
+        common.fail(f"{args.dataset}: has ids of --model, unknown to --golden-model; give texts")
     pairs = load_split(args.dataset, "train", tokenizer, args)
     prompts = list(dict.fromkeys(pair["text"] for pair in pairs))
     if len(prompts) < 2:
@@ -142,8 +141,7 @@ def keep_baseline(args: Args) -> None:
     held_out = {str(row.get("prompt")) for row in rows if row.get("split") == "test"}
     pairs = load_split(f"{args.out}/d_initial", "train", tokenizer, args)
     if not held_out.isdisjoint(pair["text"] for pair in pairs):
-        told = "its held-out prompts are trained on here; take one of a setup with this --seed"
-        common.fail(f"--baseline {args.baseline}: {told}")
+        common.fail(f"--baseline {args.baseline}: its held-out prompts are trained on; keep --seed")
     with whole_folder(f"{args.out}/baseline") as folder:
         shutil.copytree(args.baseline, folder, dirs_exist_ok=True)
 
@@ -163,9 +161,9 @@ def main(args: Args) -> None:
             common.fail(f"{out}/prepare.json: cannot be read ({error}); name another folder")
     elif {path.name for path in out.glob("*")} - {".lock", "prepare.partial"}:
         common.fail(f"--out {out}: holds something that is no setup; name another folder")
-    changed = [name for name in asked if record[name] != asked[name]]
-    told = "; ".join(f"{name} was {record[name]}, is {asked[name]}" for name in changed)
-    if told:
+    names = [name for name in asked if record[name] != asked[name]]
+    if names:
+        told = "; ".join(f"{name} was {record[name]}, is {asked[name]}" for name in names)
         common.fail(f"--out {out}: {told}: repeat its own, remove the folder, or name another one")
     common.claim(out)
     (out / "prepare.partial").write_text(json.dumps(asked, indent=1) + "\n")

@@ -46,8 +46,7 @@ def train_preference_model(model: str, dataset: str, out: str, steps: int, seed:
     steps. With 0 steps a preference model is copied as it is.
 
     AdamW with 10 % of the steps of warm-up, then linear to 0; the gradient is clipped at norm 1.
-    agreement.json says how often it agrees with the labels of the split test, and how often it
-    prefers the longer response.
+    agreement.json says how often it agrees with held-out labels, and prefers the longer response.
     """
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     transformers.set_seed(seed)  # the new score's weights
@@ -65,8 +64,8 @@ def train_preference_model(model: str, dataset: str, out: str, steps: int, seed:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
 
-    bar = tqdm(common.batch_order(len(pairs), args.batch_size, steps, seed), desc=out, unit="step")
-    for step, indices in enumerate(bar):
+    order = common.batch_order(len(pairs), args.batch_size, steps, seed)
+    for step, indices in enumerate(tqdm(order, desc=out, unit="step")):
         texts = columns_of([pairs[i] for i in indices])
         coins = torch.randint(2, (len(indices),), generator=common.generator(seed, step, "coins"))
         with accelerator.autocast():
@@ -74,12 +73,11 @@ def train_preference_model(model: str, dataset: str, out: str, steps: int, seed:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if not (loss.isfinite() and norm.isfinite()):
-            told = f"the loss is {loss.item()}, the gradient's norm {norm.item()}"
-            common.fail(f"{out}: step {step}: {told}; lower --preference-learning-rate")
+            told = "loss or gradient is no finite number; lower --preference-learning-rate"
+            common.fail(f"{out}: step {step}: {told}")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        bar.set_postfix(loss=loss.item(), refresh=False)
 
     preference = common.PreferenceModel(model, tokenizer, None, pairwise)
     margins = common.margin(preference, *columns_of(test))
@@ -87,11 +85,11 @@ def train_preference_model(model: str, dataset: str, out: str, steps: int, seed:
     result["ties"] = (margins == 0).double().mean().item()
     lengths = torch.tensor([len(pair["chosen"]) - len(pair["rejected"]) for pair in test])
     result["prefers_longer"] = common.wins(margins * lengths).mean().item()
-    if pairwise:  # how often the other order of the responses gives the other verdict
+    if pairwise:
         both = common.sequences_to_compare(True, tokenizer.eos_token_id, *columns_of(test))
-        first, second = (common.score_all(preference, side) for side in both)
-        agree = [(first[tuple(a)] > 0.5) != (second[tuple(b)] > 0.5) for a, b in zip(*both)]
-        result["flips_on_swap"] = 1 - sum(agree) / len(agree)
+        values = common.score_all(preference, sum(both, []))
+        flips = [(values[tuple(a)] > 0.5) == (values[tuple(b)] > 0.5) for a, b in zip(*both)]
+        result["flips_on_swap"] = sum(flips) / len(flips)  # by the order of the responses
     save_model(out, model, tokenizer, "agreement.json", [result])
     print(f"{out}: agrees with {result['agreement']:.1%} of {len(test)} held-out labels")
 

@@ -147,9 +147,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+|[.,:]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "<eos>"}
-    special |= {"clean_up_tokenization_spaces": False}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    options = {"pad_token": "<pad>", "unk_token": "<unk>", "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", **options)
 
 
 def make_untrained(folder: str, tokenizer, width: int, inner: int, seed: int) -> None:

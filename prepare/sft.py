@@ -39,8 +39,8 @@ def train_sft(model: str, dataset: str, out: str, args) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
 
-    bar = tqdm(batch_order(len(pairs), args.batch_size, steps, args.seed), desc="sft", unit="step")
-    for step, indices in enumerate(bar):
+    order = batch_order(len(pairs), args.batch_size, steps, args.seed)
+    for step, indices in enumerate(tqdm(order, desc="sft", unit="step")):
         rows = [pairs[i] for i in indices]
         rows.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))
         half = -(-len(rows) // 2)  # short pairs apart from long ones: less padding
@@ -53,12 +53,10 @@ def train_sft(model: str, dataset: str, out: str, args) -> None:
             loss += nll.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         if not math.isfinite(loss + norm):
-            told = f"the loss is {loss}, the gradient's norm {norm}"
-            fail(f"sft: step {step}: {told}; lower --sft-learning-rate")
+            fail(f"sft: step {step}: loss {loss}, gradient {norm}; lower --sft-learning-rate")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        bar.set_postfix(loss=loss, refresh=False)
 
     nats = {"train": nats_per_token(model, pairs[:512]), "test": nats_per_token(model, test[:512])}
     if not all(map(math.isfinite, nats.values())):

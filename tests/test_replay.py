@@ -110,7 +110,7 @@ def test_text_would_not_give_back_the_ids(tmp_path):
     prompts = [tokenizer("abcd").input_ids] * 40
     uniforms = torch.rand(80, 8, generator=torch.Generator().manual_seed(0))
     model = tiny_model(vocab_size=len(tokenizer))
-    first, second = (sample(model, prompts, part, 1) for part in uniforms.chunk(2))
+    first, second = (sample(model, prompts, part, [1]) for part in uniforms.chunk(2))
     names = "prompt_ids", "chosen_ids", "rejected_ids"
     rows = [dict(zip(names, ids)) for ids in zip(prompts, first, second)]
     pairs = load_pairs(save(tmp_path, rows), tokenizer, (8, 8), "error")
@@ -135,7 +135,7 @@ def test_saved_pairs_of_another_model_are_refused(tmp_path):
             load_pairs(source, letter_tokenizer(), (8, 8), "skip")  # never: the order counts
     letter_tokenizer().save_pretrained(tmp_path / "model")
     args = Args(str(tmp_path / "setup"), str(tmp_path / "model"), source, golden_model="other")
-    with pytest.raises(SystemExit, match="has ids of --model, which --golden-model may not share"):
+    with pytest.raises(SystemExit, match="has ids of --model, unknown to --golden-model"):
         split_by_prompt(args)
     assert not (tmp_path / "setup").exists()
 

@@ -86,11 +86,11 @@ def test_a_setup_with_less_praise_keeps_golden_and_baseline(setup, tmp_path):
     assert asked == [row["prompt"] for row in (*stored[:8], *stored[12:20])]
     other = ["--seed", 10, "--out", tmp_path / "other"]
     error = call(*words, setup / "baseline", *other, code=1).stderr
-    assert "baseline: its held-out prompts are trained on here; take one of a setup with" in error
+    assert "baseline: its held-out prompts are trained on; keep --seed" in error
     assert {path.name for path in (tmp_path / "other").iterdir()}.isdisjoint({"sft", "baseline"})
     shutil.rmtree(tmp_path / "other")
     error = call(*words, setup / "sft", *other, code=1).stderr
-    assert f"{setup}/sft/responses.jsonl: there is no such file" in error
+    assert f"{setup}/sft/responses.jsonl: cannot be read as train data (there is no such" in error
 
 
 @pytest.mark.parametrize("mood, told", [(1.5, "at most 1"), (0, "a finite number, above 0")])
