@@ -99,9 +99,9 @@ def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
     options = {"add_special_tokens": False, "return_attention_mask": False}
     letter, marked = tokenizer("a", **options).input_ids, tokenizer("a").input_ids
     first = marked[: marked.index(letter[0])] if letter else []
-    ids = {}
+    ids, bos = {}, tokenizer.bos_token
     for text, body in zip(distinct, tokenizer(distinct, **options).input_ids):
-        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        begun = bos is not None and text.startswith(bos)
         ids[text] = body if begun else first + body
     return [ids[text] for text in texts]
 
@@ -367,6 +367,7 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
     prompts = [prompt for prompt, *_ in read.values()]
     pairs, ids = [], encode_prompts(tokenizer, prompts)
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    final = set(tokenizer.ends)  # ids that may only be a response's last
     for number, text, prompt in zip(read, prompts, map(Prompt, ids)):
         prompt.messages = read[number][3]
         pairs.append({"row": number, "text": text, "prompt": prompt})
@@ -380,11 +381,12 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
         bodies = [y if end is None else y[:-1] for y, end in zip(responses, ends)]
         again = decode(tokenizer, ids, bodies, special=True)[0]
         for pair, y, body, text, back in zip(pairs, responses, bodies, texts, again):
-            pair[name], at = y, len(os.path.commonprefix([text, back]))
+            pair[name] = y
             if text != back:
+                at = len(os.path.commonprefix([text, back]))
                 told = f"its tokens read {back[at : at + 30]!r} where it has {text[at : at + 30]!r}"
                 bad.setdefault(pair["row"], f"{name} cannot be written in this tokenizer: {told}")
-            if not set(tokenizer.ends).isdisjoint(body):
+            if not final.isdisjoint(body):
                 told = "has a token in its text that ends a response; remove it there"
                 bad.setdefault(pair["row"], f"{name} {told}")
     for pair in pairs:
