@@ -1,0 +1,123 @@
+"""What experiments need beside runs and setups; each stage writes the folder --out.
+
+python -m paper.stages pairs --policies FINAL SFT --golden GOLDEN --dataset PAIRS --out FOLDER
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import tyro
+from transformers import AutoModelForCausalLM
+
+from common import (
+    fail,
+    generator,
+    load_pairs,
+    load_policy,
+    load_preference_model,
+    load_rows,
+    load_tokenizer,
+    margin,
+    run_command,
+    wins,
+)
+from ipo_online import Args as RunArgs
+from ipo_online import pair_logprobs, sample_all
+from prepare import whole_folder, write_rows
+from prepare.__main__ import Args as PrepareArgs
+from prepare.preference_model import columns_of, train_preference_model
+from prepare.sft import train_sft
+
+LIMITS = RunArgs.max_prompt_tokens, RunArgs.max_response_tokens
+
+
+def sft(model: str, dataset: str, seed: int, out: str) -> None:
+    """SFT of an untrained model of another size on the data of a setup."""
+    train_sft(model, dataset, out, PrepareArgs(seed=seed))
+
+
+def proxy(setup: str, pairs: int, seed: int, out: str) -> None:
+    """A proxy preference model that has seen the first `pairs` pairs alone, for as many steps."""
+    fewer = Path(f"{out}.pairs")
+    fewer.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", pairs), ("test", None)):
+        write_rows(fewer / f"{split}.jsonl", load_rows(f"{setup}/d_golden", split)[:count])
+    args = PrepareArgs(seed=seed)
+    train_preference_model(f"{setup}/sft", str(fewer), out, args.proxy_steps, seed, args)
+
+
+def pairs(policies: tuple[str, str], golden: str, dataset: str, count: int, seed: int, out: str):
+    """Pairs of one response of either policy to each prompt of the data, labelled by `golden`, as
+    ids in the form of an online run's."""
+    (first, tokenizer), (second, _) = (load_policy(policy, sum(LIMITS)) for policy in policies)
+    judge = load_preference_model(golden, tokenizer, *LIMITS, "cpu")
+    prompts = [row["prompt"] for row in load_pairs(dataset, tokenizer, *LIMITS, "error")[:count]]
+    one, other = (
+        sample_all(policy, prompts, generator(seed, side, "pairs"), tokenizer.eos_token_id, RunArgs)
+        for side, policy in (("first", first), ("second", second))
+    )
+    margins = margin(judge, prompts, one, other).tolist()
+    rows = []
+    for x, y1, y2, m in zip(prompts, one, other, margins):
+        chosen, rejected = (y1, y2) if m >= 0 else (y2, y1)
+        row = {"prompt_ids": x, "chosen_ids": chosen, "rejected_ids": rejected, "margin": abs(m)}
+        rows.append(row)
+    with whole_folder(out) as folder:
+        write_rows(folder / "train.jsonl", rows)
+
+
+def classify(pairs: str, setup: str, policies: tuple[str, ...], out: str) -> None:
+    """How often the golden preference model agrees with the proxy, and with policies by the sign of
+    h, on the last 64 pairs before each of ten moments of an online run (Figure 6)."""
+    reference, tokenizer = load_policy(f"{setup}/sft", sum(LIMITS))
+    golden = load_preference_model(f"{setup}/golden", tokenizer, *LIMITS, "cpu")
+    rows, moments, count = load_pairs(pairs, tokenizer, *LIMITS, "error"), 10, 64
+    if len(rows) < moments * count:
+        fail(f"{pairs}: has {len(rows)} pairs, {moments * count} are needed")
+    ends = [len(rows) * (i + 1) // moments for i in range(moments)]
+    asked = [row for end in ends for row in rows[end - count : end]]
+    truth = margin(golden, *columns_of(asked)).sign()  # of chosen, the proxy's choice, and rejected
+    verdicts = {"proxy": torch.tensor([math.copysign(row["margin"] > 0, 1) for row in asked])}
+    before = pair_logprobs(reference, asked, RunArgs)
+    for name, policy in zip(("online policy", "offline policy"), policies):
+        ratios = pair_logprobs(load_policy(policy, sum(LIMITS))[0], asked, RunArgs) - before
+        verdicts[name] = ratios[:, 0] - ratios[:, 1]
+    counted = (truth != 0).view(moments, -1)  # the golden model's ties have no right answer
+    accuracy = {}
+    for name, verdict in verdicts.items():
+        right = wins(verdict * truth).view(moments, -1) * counted
+        accuracy[name] = (right.sum(1) / counted.sum(1)).tolist()
+    with whole_folder(out) as folder:
+        row = {"pairs": ends, "counted": counted.sum(1).tolist(), "accuracy": accuracy}
+        Path(folder, "result.json").write_text(json.dumps(row) + "\n")
+
+
+def deeper(model: str, times: int, out: str) -> None:
+    """A model with `times` as many layers that computes the same, to be trained on: behind each
+    layer copies of it whose outputs are 0 at first."""
+    policy, tokenizer = AutoModelForCausalLM.from_pretrained(model), load_tokenizer(model)
+    config = policy.config
+    config.num_hidden_layers *= times
+    larger = AutoModelForCausalLM.from_config(config)
+    weights = policy.state_dict()
+    for name in larger.state_dict():
+        if ".layers." in name:
+            head, _, rest = name.partition(".layers.")
+            number, _, part = rest.partition(".")
+            copied = weights[f"{head}.layers.{int(number) // times}.{part}"]
+            output = part in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            zero = output and int(number) % times
+            larger.state_dict()[name].copy_(torch.zeros_like(copied) if zero else copied)
+        else:
+            larger.state_dict()[name].copy_(weights[name])
+    with whole_folder(out) as folder:
+        larger.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+STAGES = {stage.__name__: stage for stage in (sft, proxy, pairs, classify, deeper)}
+
+if __name__ == "__main__":
+    run_command(lambda _: tyro.extras.subcommand_cli_from_dict(STAGES), None)
