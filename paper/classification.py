@@ -8,19 +8,14 @@ runs that other questions make. Three seeds; Figure 7 takes offline's evaluation
 80 steps.
 """
 
-from pathlib import Path
 from statistics import correlation, mean
 
 from paper import coverage, swept
 from paper.runs import SHORT, Job, stage
-from paper.statistics import Row, draw, flat, gather, load, table, told
+from paper.statistics import Arms, Report, told
 
-ARMS = "online", "its pairs, shuffled", "offline, D_golden"
-
-
-def arms(seed: int) -> dict[str, list[Job]]:
-    """The three arms of Figure 8, at the default rate."""
-    return {arm: [jobs[-1]] for arm, jobs in coverage.arms(seed).items() if arm in ARMS}
+SEEDS = swept.FEWER_SEEDS
+SETTINGS = "offline, all settings"
 
 
 def classified(seed: int) -> Job:
@@ -32,58 +27,40 @@ def classified(seed: int) -> Job:
     return stage(name, *words, needs=needs, seconds=15, question="classification")
 
 
-def jobs() -> list[Job]:
-    return [*flat(arms, swept.FEWER_SEEDS), *map(classified, swept.FEWER_SEEDS)]
+def arms(seed: int) -> Arms:
+    offline = swept.arms(seed)["IPO, offline"]
+    return coverage.at_one_rate(seed) | {SETTINGS: offline, "classified": [classified(seed)]}
 
 
-def within_offline(seed: int) -> float | None:
-    """The correlation of accuracy and golden's win rate over offline's evaluations."""
-    results = [load(job) for job in swept.arms("ipo", seed)["offline"]]
-    points = [
-        (row["accuracy"], row["win_rate"])
-        for result in results
-        if result
-        for row in result["evals"]
-        if row["step"] > 80
-    ]
-    return correlation(*zip(*points)) if points else None
+def within(results: list[dict]) -> float:
+    """The correlation of accuracy and golden's win rate over the evaluations of runs."""
+    rows = [row for result in results for row in result["evals"] if row["step"] >= 80]
+    return correlation([row["accuracy"] for row in rows], [row["win_rate"] for row in rows])
 
 
-def report(pictures: Path) -> tuple[str, list[Row]]:
-    seeds, rows = swept.FEWER_SEEDS, []
-    found = {seed: load(classified(seed)) for seed in seeds}
+def report(made: Report) -> None:
+    found = {seed: result["accuracy"] for seed, (result,) in made.groups["classified"].items()}
     curves: dict[str, dict[float, list[float]]] = {}
-    for seed, result in found.items():
-        for who, values in result["accuracy"].items() if result else ():
-            for i, value in enumerate(values):
-                curves.setdefault(who, {}).setdefault((i + 1) / len(values), []).append(value)
-                rows.append(("classification", who, seed, "accuracy", (i + 1) / len(values), value))
+    for who in next(iter(found.values()), ()):
+        shares = {
+            (i + 1) / 10: {seed: right[who][i] for seed, right in found.items()} for i in range(10)
+        }
+        for share, right in shares.items():
+            made.numbers(who, "agreement with golden", share, right)
+        curves[who] = {share: [*right.values()] for share, right in shares.items()}
     axis = {"xlabel": "share of the online run", "ylabel": "agreement with golden"}
-    title = "Who classifies the online run's pairs as the golden preference model does?"
-    picture = draw({"": curves}, pictures / "classification.png", title, **axis)
+    title = "Who tells the better of the pairs that online samples?"
+    made.draw({"": curves}, "classification", title, (0.5, "chance"), **axis)
 
-    lines, groups = [], gather(arms, seeds, SHORT)
-    for arm, by_seed in groups.items():
-        last = {seed: results[0]["evals"][-1] for seed, results in by_seed.items()}
-        columns = "accuracy", "chosen_logratio", "rejected_logratio", "win_rate"
-        lines.append([arm, *(told([row[name] for row in last.values()]) for name in columns)])
-        for name in columns:
-            rows += [
-                ("classification", arm, seed, name, SHORT, r[name]) for seed, r in last.items()
-            ]
-    head = (
-        "after 400 steps",
-        "accuracy on D_golden",
-        "log-ratio of chosen",
-        "of rejected",
-        "win rate",
-    )
-    within = [value for seed in seeds if (value := within_offline(seed)) is not None]
-    seven = f"Accuracy and win rate within offline runs correlate by {told(within, '+')}."
-    decay = [
-        mean(r["accuracy"]["proxy"][-2:]) - mean(r["accuracy"]["proxy"][:2])
-        for r in found.values()
-        if r
-    ]
-    six = f"The proxy's agreement, last fifth less first fifth of the run: {told(decay, '+')}."
-    return "\n\n".join(part for part in (picture, table(head, lines), six, seven) if part), rows
+    columns, lines = ("accuracy", "chosen_logratio", "rejected_logratio", "win_rate"), []
+    for arm in coverage.METHODS:
+        last = {seed: results[0]["evals"][-1] for seed, results in made.groups[arm].items()}
+        rows = [{seed: row[name] for seed, row in last.items()} for name in columns]
+        cells = [told(made.numbers(arm, name, SHORT, row)) for name, row in zip(columns, rows)]
+        lines.append([arm, *cells])
+    made.table([f"after {SHORT} steps", *columns], lines)
+    proxy = {seed: right["proxy"] for seed, right in found.items()}
+    decay = {seed: mean(right[-2:]) - mean(right[:2]) for seed, right in proxy.items()}
+    made.parts.append(f"The proxy, last fifth less first fifth of the run: {told(decay, '+')}.")
+    seven = {seed: within(results) for seed, results in made.groups[SETTINGS].items()}
+    made.parts.append(f"Accuracy and win rate within offline runs correlate: {told(seven, '+')}.")

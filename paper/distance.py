@@ -12,29 +12,15 @@ nats grows as m falls; (b) with the proxy's it shrinks and turns negative; (c) t
 with golden on the online policy's samples orders the leads. Any further explanation is exploratory.
 """
 
-from functools import partial
-from math import inf, log
-from pathlib import Path
+from math import log
 from statistics import correlation, mean
 
 from paper import robustness
 from paper.runs import Job, run, setup
-from paper.statistics import (
-    AT,
-    JUDGES,
-    Groups,
-    Row,
-    differences,
-    draw,
-    flat,
-    gather,
-    rows_of,
-    table,
-    told,
-)
+from paper.statistics import AT, JUDGES, Arms, Report, gather, told
 
 SEEDS, MOODS, STEPS = (21, 22, 23), (1, 0.5, 0.25), 800  # 0.75 is left out to save an hour
-ONLINE = {"proxy": "online, its proxy's labels", "golden": "online, golden's labels"}
+PROXY, GOLDEN = "proxy's labels, online", "golden's labels, online"
 
 
 def reviews(mood: float, seed: int) -> Job:
@@ -46,22 +32,17 @@ def reviews(mood: float, seed: int) -> Job:
     return setup(f"reviews-{seed}__mood={mood:g}", seed, *words, needs=(yardstick,), seconds=95)
 
 
-def arms(mood: float, seed: int) -> dict[str, list[Job]]:
-    made, data = {}, reviews(mood, seed)
-    golden = "--proxy", data.folder / "golden"
-    for arm, script, words in (
-        ("offline", "dpo_offline", ()),
-        (ONLINE["proxy"], "dpo_online", ()),
-        (ONLINE["golden"], "dpo_online", golden),
-    ):
-        label = "__golden" if words else ""
-        name = f"{seed}__mood={mood:g}__{script}{label}"
-        made[arm] = [run("distance", name, script, data, seed, STEPS, *words)]
+def arms(seed: int) -> Arms:
+    made = {}
+    for mood in MOODS:
+        data, name = reviews(mood, seed), f"{seed}__mood={mood:g}__dpo"
+        ideal = "--proxy", data.folder / "golden"
+        told = {"offline": ("offline", ()), PROXY: ("online", ()), GOLDEN: ("online", ideal)}
+        for arm, (side, words) in told.items():
+            label = f"{name}_{side}" + ("__golden" if words else "")
+            words = label, f"dpo_{side}", data, seed, STEPS, *words
+            made[f"m = {mood:g}, {arm}"] = [run("distance", *words)]
     return made
-
-
-def jobs() -> list[Job]:
-    return [job for mood in MOODS for job in flat(partial(arms, mood), SEEDS)]
 
 
 def far(result: dict) -> float:
@@ -76,54 +57,46 @@ def agreement(result: dict) -> float | None:
     return row.get("agreement")
 
 
-def points(groups: Groups, online: str, offline: str = "offline") -> list[tuple[float, float]]:
+def points(made: Report, case: str, online: str, offline: str) -> list[tuple[float, float]]:
     """(agreement, lead at the budget by golden) of each seed."""
-    found = []
-    for seed in groups[online].keys() & groups[offline].keys():
-        agreed = agreement(groups[online][seed][0])
-        if agreed is not None:
-            one = {arm: {seed: groups[arm][seed]} for arm in (online, offline)}
-            found += [(agreed, lead) for lead in differences(one, online, offline, AT, "golden")]
-    return found
+    leads = made.lead(f"{case}, {online}", f"{case}, {offline}", "golden")
+    runs = made.groups[f"{case}, {online}"]
+    agreed = {seed: agreement(runs[seed][0]) for seed in leads}
+    return [(agreed[seed], leads[seed]) for seed in leads if agreed[seed] is not None]
 
 
-def ranks(values: list[float]) -> list[float]:
+def ranks(values: list[float]) -> list[int]:
     return [sum(other < value for other in values) for value in values]
 
 
-def report(pictures: Path) -> tuple[str, list[Row]]:
-    leads: dict[str, dict[str, dict[float, list[float]]]] = {}
-    lines, rows, agreed = [], [], {}
-    for mood in MOODS:
-        groups = gather(partial(arms, mood), SEEDS)
-        rows += rows_of("distance", {f"m = {mood:g}, {arm}": g for arm, g in groups.items()})
-        away = [far(results[0]) for results in groups["offline"].values()]
-        lines.append([f"{mood:g}", told(away)])
-        for judge in ("golden", "truth"):
-            for label, online in ONLINE.items():
-                lead = differences(groups, online, "offline", AT, judge)
-                lines[-1].append(told(lead, "+"))
-                best = differences(groups, online, "offline", inf, judge)
-                rows += [
-                    ("distance", f"m = {mood:g}, {label}", "", f"best, {judge}", "", v)
-                    for v in best
-                ]
-                if away:
-                    leads.setdefault(JUDGES[judge], {}).setdefault(online, {})[mean(away)] = lead
-        agreed[f"m = {mood:g}"] = points(groups, ONLINE["proxy"])
-        lines[-1].append(told([share for share, _ in agreed[f"m = {mood:g}"]]))
-    agreed["fewer pairs"] = robustness.points_of_proxies(points)
-    head = ["m", "distance, nats"]
-    head += [f"lead, {label}'s labels, {judge}" for judge in JUDGES for label in ONLINE]
-    head.append("proxy's agreement")
+def report(made: Report) -> None:
+    panels = {text: {PROXY: {}, GOLDEN: {}} for text in JUDGES.values()}
+    lines, known = [], {}
+    for case in (f"m = {mood:g}" for mood in MOODS):
+        offline = f"{case}, offline"
+        away = {seed: far(results[0]) for seed, results in made.groups[offline].items()}
+        lines.append([case, told(made.numbers(case, "distance", "", away))])
+        for judge, text in JUDGES.items():
+            for arm in (PROXY, GOLDEN):
+                ahead = made.lead(f"{case}, {arm}", offline, judge)
+                lines[-1].append(told(ahead, "+"))
+                panels[text][arm] |= {mean(away.values()): [*ahead.values()]} if away else {}
+        known[case] = points(made, case, PROXY, "offline")
+    head = ["", "distance, nats"]
+    head += [f"{arm}, less offline, {judge}" for judge in JUDGES for arm in (PROXY, GOLDEN)]
     axis = {"xlabel": "distance of the baseline from SFT, nats", "ylabel": f"lead at {AT} nats"}
     title = "DPO: online less offline, the farther the optimum"
-    parts = [draw(leads, pictures / "distance.png", title, **axis), table(head, lines)]
+    made.draw(panels, "distance", title, (0, "level"), **axis)
+    made.table(head, lines)
+
+    other = Report("", gather(robustness.arms, robustness.SEEDS), made.pictures)
+    for case in (f"proxy of {pairs:,} pairs" for pairs in robustness.FEWER):
+        known[f"IPO, {case}"] = points(other, case, "online", "offline")
+    shown = {case: {x: [y] for x, y in some} for case, some in known.items()}
     axis = {"xlabel": "proxy's agreement with golden", "ylabel": f"lead at {AT} nats, golden"}
-    shown = {"": {name: {x: [y] for x, y in some} for name, some in agreed.items()}}
     title = "Online's lead, and how often its labeller is right where it goes"
-    parts.append(draw(shown, pictures / "agreement.png", title, **axis))
-    if len(found := [point for some in agreed.values() for point in some]) > 2:
+    made.draw({"": shown}, "agreement", title, (0, "level"), join=False, **axis)
+    if len(found := [pair for some in known.values() for pair in some]) > 2:
         order = correlation(*map(ranks, zip(*found)))
-        parts.append(f"Rank correlation of agreement and lead: {order:+.2f}, {len(found)} points.")
-    return "\n\n".join(part for part in parts if part), rows
+        text = f"Rank correlation of agreement and lead, {len(found)} points: {order:+.2f}."
+        made.parts.append(text)

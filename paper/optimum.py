@@ -19,10 +19,11 @@ So equal beta is not equal reach, and offline IPO near its optimum has not stall
 from dataclasses import dataclass
 from math import expm1, log, log1p
 from pathlib import Path
-from statistics import mean
 
 from paper import swept
-from paper.statistics import Row, load, table
+from paper.statistics import Arms, Report, gather, told
+
+SEEDS = swept.SEEDS
 
 
 @dataclass
@@ -30,12 +31,17 @@ class Args:
     pass
 
 
+def arms(seed: int) -> Arms:
+    """The runs at the lowest rate, whose h is measured beside."""
+    pairs = [(side, beta) for side in ("offline", "online") for beta in swept.BETAS["ipo"]]
+    rate = min(swept.RATES)
+    return {f"{side}, {b}": [swept.whole("ipo", side, rate, b, seed)] for side, b in pairs}
+
+
 @dataclass
 class Optimum:
-    kl: float
-    """KL(pi || mu) in nats"""
-    h: float
-    """mean h of pairs from mu, as D_golden's are"""
+    kl: float  # KL(pi || mu) in nats
+    h: float  # mean h of pairs from mu, as D_golden's are
 
 
 def offline_ipo(beta: float) -> Optimum:
@@ -52,26 +58,23 @@ def online_ipo(beta: float) -> Optimum:
     return Optimum(1 / (2 * beta) + log(beta * share), h)
 
 
-def measured_h(side: str, beta: float) -> list[float]:
-    """Mean h on D_golden after the last step of the run at the lowest rate, a number a seed."""
-    jobs = [swept.whole("ipo", side, min(swept.RATES), beta, seed) for seed in swept.SEEDS]
-    last = [result["evals"][-1] for job in jobs if (result := load(job))]
-    return [row["chosen_logratio"] - row["rejected_logratio"] for row in last]
-
-
-def report(pictures: Path | None = None) -> tuple[str, list[Row]]:
-    lines, rows = [], []
+def report(made: Report) -> None:
+    lines = []
     for side, optimum in (("offline", offline_ipo), ("online", online_ipo)):
         for beta in sorted(swept.BETAS["ipo"], reverse=True):
-            found, h = optimum(beta), measured_h(side, beta)
-            seen = f"{mean(h):.2f}" if h else "not made yet"
-            lines.append([f"IPO, {side}", beta, f"{found.kl:.2f}", f"{found.h:.2f}", seen])
-            rows += [("optimum", f"IPO, {side}", "", "KL", beta, found.kl)]
-            rows += [("optimum", f"IPO, {side}", "", "mean h", beta, found.h)]
+            found, runs = optimum(beta), made.groups[f"{side}, {beta}"]
+            last = {seed: result["evals"][-1] for seed, (result,) in runs.items()}
+            h = {s: row["chosen_logratio"] - row["rejected_logratio"] for s, row in last.items()}
+            lines.append([f"IPO, {side}", beta, f"{found.kl:.2f}", f"{found.h:.2f}", told(h)])
+            made.numbers(f"IPO, {side}", "KL of the optimum", beta, {0: found.kl})
+            made.numbers(f"IPO, {side}", "mean h of the optimum", beta, {0: found.h})
+            made.numbers(f"IPO, {side}", "mean h measured", beta, h)
     lines.append(["DPO, hard labels", "any", "no finite optimum", "no finite optimum", ""])
     head = "loss", "beta", "KL, nats", "mean h on D_golden", "measured at the lowest rate"
-    return table(head, lines), rows
+    made.table(head, lines)
 
 
 def main(args: Args) -> None:
-    print(report()[0])
+    made = Report("optimum", gather(arms, SEEDS, None), Path())
+    report(made)
+    print(*made.parts)

@@ -8,33 +8,22 @@ import csv
 import json
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import tyro
 
 from common import fail
-from paper import (
-    classification,
-    coverage,
-    distance,
-    loss,
-    optimum,
-    quality,
-    robustness,
-    runs,
-    scale,
-    stories,
-    swept,
-)
+from paper import optimum, runs, swept
+from paper.statistics import Report, flat, gather
 
-QUESTIONS = {"frontier": swept, "coverage": coverage, "quality": quality}
-QUESTIONS |= {"classification": classification, "loss": loss, "scale": scale}
-QUESTIONS |= {"distance": distance, "stories": stories, "robustness": robustness}
+NAMES = "coverage quality classification loss scale distance stories robustness".split()
+QUESTIONS = {"frontier": swept} | {name: import_module(f"paper.{name}") for name in NAMES}
 
 
 @dataclass
 class RunArgs:
-    """Make the runs of experiments that are missing. Ended at any moment, the same call continues."""
+    """Make the runs of experiments that are missing. Ended anywhere, the same call continues."""
 
     questions: tyro.conf.Positional[tuple[str, ...]] = ()
     """of frontier, coverage, quality, classification, loss, scale, distance, stories, robustness;
@@ -60,9 +49,10 @@ def run(args: RunArgs) -> None:
         fail("--jobs must be 1 or more, --limit-hours above 0")
     asked, seconds, wanted, counted = {}, runs.measured(), {}, 0.0
     if args.pilot or not args.questions:
-        asked["pilot"] = swept.pilot_jobs()
+        asked["pilot"] = flat(swept.pilot_arms, swept.PILOT_SEEDS)
     if not args.pilot:
-        asked |= {name: QUESTIONS[name].jobs() for name in args.questions or QUESTIONS}
+        chosen = {name: QUESTIONS[name] for name in args.questions or QUESTIONS}
+        asked |= {name: flat(question.arms, question.SEEDS) for name, question in chosen.items()}
     for name, jobs in asked.items():
         wanted |= dict.fromkeys(jobs)
         hours = runs.estimate(runs.plan(wanted), seconds)
@@ -80,8 +70,11 @@ def main(args: Args) -> None:
     path, rows = Path(args.page), []
     text = path.read_text() if path.exists() else ""
     for name, question in {"optimum": optimum, **QUESTIONS}.items():
-        part, numbers = question.report(path.parent / "pictures")
-        rows += numbers
+        until = None if question in (swept, optimum) else runs.SHORT
+        groups = gather(question.arms, question.SEEDS, until)
+        made = Report(name, groups, path.parent / "pictures")
+        question.report(made)
+        part, rows = "\n\n".join(made.parts), rows + made.rows
         marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
         if marks.search(text):
             text = marks.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)

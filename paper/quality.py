@@ -7,12 +7,11 @@ Offline IPO at its defaults on pairs of SFT, of the online policy after 80 steps
 400 (final); on the final policy's own pairs four times as long, too. Three seeds.
 """
 
-from pathlib import Path
-
 from paper import swept
 from paper.runs import SHORT, Job, run, stage
-from paper.statistics import Row, arms_report, flat, gather
+from paper.statistics import Arms, Report
 
+SEEDS = swept.FEWER_SEEDS
 SOURCES = ("sft", "sft"), ("final", "final"), ("sft", "early"), ("early", "final")
 
 
@@ -24,10 +23,10 @@ def pairs(seed: int, first: str, second: str) -> Job:
     words += ["--golden", setup.folder / "golden", "--dataset", setup.folder / "d_golden"]
     words += ["--count", 32 * SHORT]
     name = f"{seed}__pairs__{first}-{second}"
-    return stage(name, *words, needs=(setup, online), seconds=60)
+    return stage(name, *words, needs=(setup, online), seconds=80)
 
 
-def arms(seed: int) -> dict[str, list[Job]]:
+def arms(seed: int) -> Arms:
     made = {"online": [swept.whole("ipo", "online", 1, 0.1, seed)]}
     made["D_golden"] = [swept.whole("ipo", "offline", 1, 0.1, seed)]
     for sides in SOURCES:
@@ -41,12 +40,7 @@ def arms(seed: int) -> dict[str, list[Job]]:
     return made | {"final against final, 4 times the steps": [longer]}
 
 
-def jobs() -> list[Job]:
-    return flat(arms, swept.FEWER_SEEDS)
-
-
-def report(pictures: Path) -> tuple[str, list[Row]]:
-    groups, whole = (gather(arms, swept.FEWER_SEEDS, until) for until in (SHORT, None))
-    groups |= {arm: by_seed for arm, by_seed in whole.items() if "times" in arm}
-    title, hidden = "Offline IPO: which policies' pairs?", ["early against final"]
-    return arms_report("quality", groups, "D_golden", pictures, title, hidden)
+def report(made: Report) -> None:
+    shown = [arm for arm in made.groups if "early against" not in arm]
+    made.curves(shown, "quality", "Offline IPO: which policies' pairs?")
+    made.arms(made.groups, "D_golden")

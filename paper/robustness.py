@@ -7,67 +7,41 @@ against a baseline policy that has trained for 400 steps, not 200, which moves w
 Three seeds.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-
 from paper import swept
-from paper.runs import SHORT, Job, run, setup, stage
-from paper.statistics import (
-    AT,
-    JUDGES,
-    Row,
-    at_budget,
-    differences,
-    flat,
-    gather,
-    rows_of,
-    table,
-    told,
-)
+from paper.runs import SHORT, run, setup, stage
+from paper.statistics import AT, JUDGES, Arms, Report, told
 
+SEEDS = swept.FEWER_SEEDS
 FEWER = (1000, 4000)
 SETUPS = {"weaker golden": ("--golden-steps", 50), "stronger baseline": ("--policy-steps", 400)}
 
 
-def arms(seed: int) -> dict[str, list[Job]]:
-    made = {
-        f"as it is, {side}": [swept.whole("ipo", side, 1, 0.1, seed)]
-        for side in ("online", "offline")
-    }
+def arms(seed: int) -> Arms:
+    sides = ("online", "offline")
+    made = {f"as it is, {side}": [swept.whole("ipo", side, 1, 0.1, seed)] for side in sides}
+    reviews = swept.reviews(seed)
     for pairs in FEWER:
-        words = "proxy", "--setup", swept.reviews(seed).folder, "--pairs", pairs, "--seed", seed
-        needs = (swept.reviews(seed),)
-        proxy = stage(f"{seed}__proxy__pairs={pairs}", *words, needs=needs, seconds=45)
-        told = f"ipo_online__proxy={pairs}", "ipo_online", seed, "--proxy", proxy.folder
-        online = swept.short("robustness", *told, needs=(proxy,))
+        words = "proxy", "--setup", reviews.folder, "--pairs", pairs, "--seed", seed
+        proxy = stage(f"{seed}__proxy__pairs={pairs}", *words, needs=(reviews,), seconds=45)
+        words = f"ipo_online__proxy={pairs}", "ipo_online", seed, "--proxy", proxy.folder
+        online = swept.short("robustness", *words, needs=(proxy,))
         made[f"proxy of {pairs:,} pairs, online"] = [online]
         made[f"proxy of {pairs:,} pairs, offline"] = made["as it is, offline"]
     for label, words in SETUPS.items():
-        name = f"reviews-{seed}__{label.replace(' ', '_')}"
-        other = setup(name, seed, *words, seconds=150 if "golden" in label else 230)
-        for side in ("online", "offline"):
-            name, script = f"{seed}__ipo_{side}__{label.replace(' ', '_')}", f"ipo_{side}"
-            made[f"{label}, {side}"] = [run("robustness", name, script, other, seed, SHORT)]
+        name = label.replace(" ", "_")
+        other = setup(f"reviews-{seed}__{name}", seed, *words)
+        for side in sides:
+            words = f"{seed}__ipo_{side}__{name}", f"ipo_{side}", other, seed, SHORT
+            made[f"{label}, {side}"] = [run("robustness", *words)]
     return made
 
 
-def jobs() -> list[Job]:
-    return flat(arms, swept.FEWER_SEEDS)
-
-
-def points_of_proxies(points: Callable) -> list[tuple[float, float]]:
-    """What distance.py draws of each proxy of few pairs."""
-    groups = gather(arms, swept.FEWER_SEEDS, SHORT)
-    names = [f"proxy of {pairs:,} pairs" for pairs in FEWER]
-    return [p for name in names for p in points(groups, f"{name}, online", f"{name}, offline")]
-
-
-def report(pictures: Path) -> tuple[str, list[Row]]:
-    groups, lines = gather(arms, swept.FEWER_SEEDS, SHORT), []
-    for case in dict.fromkeys(arm.rpartition(", ")[0] for arm in groups):
+def report(made: Report) -> None:
+    lines = []
+    for case in dict.fromkeys(arm.rpartition(", ")[0] for arm in made.groups):
+        sides = [f"{case}, {side}" for side in ("online", "offline")]
         for judge in JUDGES:
-            sides = [f"{case}, {side}" for side in ("online", "offline")]
-            rates = [told(list(at_budget(groups[arm], AT, judge).values())) for arm in sides]
-            lines.append([case, judge, *rates, told(differences(groups, *sides, AT, judge), "+")])
+            won = [told(made.won(arm, judge)) for arm in sides]
+            lines.append([case, judge, *won, told(made.lead(*sides, judge), "+")])
     head = "case", "judge", f"online at {AT} nats", f"offline at {AT} nats", "online less offline"
-    return table(head, lines), rows_of("robustness", groups)
+    made.table(head, lines)

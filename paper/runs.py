@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -32,14 +32,14 @@ RESULTS = Path("paper/results")
 WORK = Path("runs/paper")
 # Seconds on one of two shared cores of a server: at a step, at an evaluation, to begin, for a setup
 SECONDS = {"offline": 0.11, "online": 0.18, "hybrid": 0.15}
-EVALUATION, BEGIN, SETUP = 2.2, 8, 170
+EVALUATION, BEGIN, SETUP = 2.2, 8, 200
 # One thread, and no AVX-512: with it torch's softmax rounds differently, and after some steps other
 # texts are sampled. No GPU: its numbers are others.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ATEN_CPU_CAPABILITY": "avx2"}
 ENVIRONMENT |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 # Steps of evaluations: dense early, where a run moves fastest. The last step is added.
-EVAL_AT = (5, 10, 20, 40, 80, 120, 160, 240, 320, 400, 560, 800, 1000, 1200, 1400, 1600)
+EVAL_AT = (5, 10, 20, 40, 80, 120, 160, 240, 320, 400, 560, 800, 1000, 1200, 1600)
 SHORT = 400  # steps of most secondary runs; of a longer run's saved pairs those of its first SHORT
 
 
@@ -67,8 +67,8 @@ class Job:
     question: str = ""  # where its result is kept; "": it has none, and is made for others alone
     needs: tuple["Job", ...] = ()  # whose folders it reads
     keeps: tuple[str, ...] = ()  # what others read of its folder
-    seconds: float = SETUP  # a first estimate
-    cost: float = field(default=1, compare=False)  # of a step, by the reviews task's own policy
+    seconds: float = 0  # an estimate, without
+    steps: float = 0  # gradient steps of a run, counted as steps of the reviews task's own policy
 
     @property
     def folder(self) -> Path:
@@ -89,15 +89,15 @@ class Job:
         return parts and (not self.question or self.result.exists())
 
     @property
-    def script(self) -> str | None:
-        """The script whose run it is, as ipo_online; None of a setup or a stage."""
-        return None if self.words[0] == "-m" else self.words[0].removesuffix(".py")
+    def side(self) -> str:
+        """Online, offline or hybrid; "" of what is no run of a script."""
+        return self.words[0].removesuffix(".py").partition("_")[2]
 
 
 def setup(name: str, seed: int, *words, needs=(), seconds: float = SETUP) -> Job:
-    """A setup by `python -m prepare`. Its folder has its name from the beginning."""
-    words = ("-m", "prepare", "--seed", seed, *words)
-    return Job(name, tuple(map(str, words)), "", tuple(needs), ("baseline",), seconds)
+    """A setup by `python -m prepare`. It is whole when its last stage is there, one of two."""
+    words = tuple(map(str, ("-m", "prepare", "--seed", seed, *words)))
+    return Job(name, words, "", tuple(needs), ("proxy", "baseline"), seconds)
 
 
 def stage(name: str, *words, needs=(), seconds: float, question: str = "") -> Job:
@@ -107,48 +107,47 @@ def stage(name: str, *words, needs=(), seconds: float, question: str = "") -> Jo
 
 
 def run(
-    question: str, name: str, script: str, setup: Job, seed: int, steps: int, *words, **options
+    question: str,
+    name: str,
+    script: str,
+    setup: Job,
+    seed: int,
+    steps: int,
+    *words,
+    needs=(),
+    keeps=(),
+    cost=1,
 ) -> Job:
-    """A run of a script from a setup; all are evaluated at the same steps."""
+    """A run of a script from a setup. cost: of a step, where the reviews task's own policy is 1."""
     at = [step for step in EVAL_AT if step < steps]
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
-    told += ("--eval-every", steps, "--eval-at", *at, *words)
-    needs, cost = (setup, *options.get("needs", ())), options.get("cost", 1)
-    seconds = BEGIN + (len(at) + 2) * EVALUATION + steps * cost * SECONDS[script.split("_")[1]]
-    keeps = tuple(options.get("keeps", ()))
-    return Job(name, tuple(map(str, told)), question, needs, keeps, seconds, cost)
+    told = map(str, (*told, "--eval-every", steps, "--eval-at", *at, *words))
+    spent = BEGIN + (len(at) + 2) * EVALUATION * cost, steps * cost
+    return Job(name, tuple(told), question, (setup, *needs), tuple(keeps), *spent)
 
 
 # --------------------------------------------------------------- what is kept of a finished run
 
 
-def rounded(value):
-    return round(value, 5) if isinstance(value, float) else value
-
-
-def by_halves(won: torch.Tensor) -> list[float]:
-    """The win rate on either half of the prompts: one is to choose on, the other to measure."""
-    return [rounded(won[half::2].double().mean().item()) for half in (0, 1)]
-
-
 def evaluation(run: Run, row: dict) -> dict:
-    """What is kept of an evaluation: its row, win rates by halves, and three responses.
+    """What is kept of an evaluation: its row, win rates on either half of the prompts, so that one
+    can choose and the other measure, and three responses.
 
     "reach": the share of responses whose ground-truth score is at least the baseline's median.
     """
     answers = [answer for answer in run.answers(row["step"]) if answer["split"] == "train"]
-    kept = {
-        name: rounded(value) for name, value in row.items() if name not in ("samples", "baseline")
-    }
+    won = {}
     for judge, column in (("golden", "win_rate_margin"), ("proxy", "proxy_win_rate_margin")):
-        margins = torch.tensor([answer.get(column, torch.nan) for answer in answers])
-        kept[judge] = None if margins.isnan().any() else by_halves(wins(margins))
-    found = ground_truth_scores(run, row["step"])
+        if column in answers[0]:
+            won[judge] = wins(torch.tensor([answer[column] for answer in answers]))
+    found, kept = ground_truth_scores(run, row["step"]), {}
     if found is not None:
         _, ours, baseline = found
-        kept["truth"] = by_halves(wins(ours - baseline))
-        kept["reach"] = rounded((ours >= baseline.median()).double().mean().item())
-    return kept | {"responses": [answer["response"] for answer in answers[:3]]}
+        won["truth"] = wins(ours - baseline)
+        kept["reach"] = (ours >= baseline.median()).double().mean().item()
+    kept |= {judge: [some[half::2].mean().item() for half in (0, 1)] for judge, some in won.items()}
+    row = {name: value for name, value in row.items() if name not in ("samples", "baseline")}
+    return row | kept | {"responses": [answer["response"] for answer in answers[:3]]}
 
 
 def compact(job: Job) -> dict:
@@ -157,24 +156,21 @@ def compact(job: Job) -> dict:
     paths = {"out", "setup", "id", "model", "dataset", "proxy", "golden", "baseline"}
     prompts = [row["prompt"] for row in run.answers(0) if row["split"] == "train"]
     spent = [row["seconds"] for row in json_rows(job.folder / "timings.jsonl")]
-    return {
-        "name": job.name,
+    result = {
         "command": " ".join(word.removeprefix(f"{job.folder.parent}/") for word in job.words),
-        "revision": revision(),
-        "seconds_a_step": rounded(mean(spent) / job.cost),
-        "prompts": [(len(prompts) + 1) // 2, len(prompts) // 2],
+        "seconds_a_step": sum(spent) / job.steps,
+        "prompts": [len(prompts[half::2]) for half in (0, 1)],
         "args": {name: value for name, value in run.args.items() if name not in paths},
         "first_prompts": prompts[:3],
         "evals": [evaluation(run, row) for row in run.evals],
     }
+    return json.loads(json.dumps(result), parse_float=lambda text: round(float(text), 5))
 
 
 def keep(job: Job) -> None:
     """Write a finished job's result, and remove of its folder what no other job reads."""
-    if job.script:
-        result = compact(job)
-    else:  # of a stage
-        result = json.loads((job.folder / "result.json").read_text()) | {"revision": revision()}
+    result = {"name": job.name, "revision": revision()}
+    result |= compact(job) if job.side else json.loads((job.folder / "result.json").read_text())
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in result.items()]
     if "evals" in result:  # a line an evaluation
         rows = ",\n".join(map(json.dumps, result["evals"]))
@@ -200,12 +196,12 @@ def plan(jobs: Iterable[Job]) -> list[Job]:
 
     def add(job: Job) -> None:
         for need in job.needs:
-            if not need.there and need not in order:
+            if not need.there:
                 add(need)
-        order[job] = None
+        order.setdefault(job)
 
     for job in jobs:
-        if not job.done and job not in order:
+        if not job.done:
             add(job)
     return list(order)
 
@@ -216,33 +212,21 @@ def measured() -> dict[str, float]:
     for path in RESULTS.rglob("*.json"):
         result = json.loads(path.read_text())
         if "seconds_a_step" in result:
-            found[result["args"]["script"].split("_")[1]].append(result["seconds_a_step"])
+            found[result["args"]["script"].partition("_")[2]].append(result["seconds_a_step"])
     return {side: mean(spent) if spent else SECONDS[side] for side, spent in found.items()}
 
 
 def estimate(jobs: Iterable[Job], seconds: dict[str, float] = SECONDS) -> float:
-    """Core-hours of jobs that are all made anew."""
-    total = 0.0
-    for job in jobs:
-        total += job.seconds
-        if job.script:
-            side, steps = job.script.split("_")[1], int(job.words[job.words.index("--steps") + 1])
-            total += steps * job.cost * (seconds[side] - SECONDS[side])
-    return total / 3600
+    """Core-hours."""
+    return sum(job.seconds + job.steps * seconds.get(job.side, 0) for job in jobs) / 3600
 
 
 def start(job: Job) -> subprocess.Popen:
-    resume = ["--resume"] if job.script else []
+    resume = ["--resume"] if job.side else []
     words = [sys.executable, *job.words, *resume, "--out", str(job.folder)]
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{job.folder}.log", "a") as log:
         return subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | ENVIRONMENT)
-
-
-def end(processes: Iterable[subprocess.Popen]) -> None:
-    for process in processes:
-        process.terminate()
-        process.wait()
 
 
 def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> None:
@@ -281,6 +265,8 @@ def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> 
                 place = f"{count - len(waiting) - len(running)} of {count}"
                 print(f"{place}: {job.name}, {time.time() - since:.0f} s", flush=True)
     finally:
-        end(process for process, _ in running.values())
+        for process, _ in running.values():
+            process.terminate()
+            process.wait()
     if failed:
         fail(f"{len(failed)} jobs failed, {len(waiting)} wait for them; the same call tries again")

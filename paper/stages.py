@@ -3,13 +3,13 @@
 python -m paper.stages pairs --policies FINAL SFT --golden GOLDEN --dataset PAIRS --out FOLDER
 """
 
+import copy
 import json
-import math
+import tempfile
 from pathlib import Path
 
 import torch
 import tyro
-from transformers import AutoModelForCausalLM
 
 from common import (
     fail,
@@ -18,7 +18,6 @@ from common import (
     load_policy,
     load_preference_model,
     load_rows,
-    load_tokenizer,
     margin,
     run_command,
     wins,
@@ -40,12 +39,12 @@ def sft(model: str, dataset: str, seed: int, out: str) -> None:
 
 def proxy(setup: str, pairs: int, seed: int, out: str) -> None:
     """A proxy preference model that has seen the first `pairs` pairs alone, for as many steps."""
-    fewer = Path(f"{out}.pairs")
-    fewer.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", pairs), ("test", None)):
-        write_rows(fewer / f"{split}.jsonl", load_rows(f"{setup}/d_golden", split)[:count])
     args = PrepareArgs(seed=seed)
-    train_preference_model(f"{setup}/sft", str(fewer), out, args.proxy_steps, seed, args)
+    with tempfile.TemporaryDirectory() as fewer:
+        for split, count in (("train", pairs), ("test", None)):
+            rows = load_rows(f"{setup}/d_golden", split)[:count]
+            write_rows(Path(fewer, f"{split}.jsonl"), rows)
+        train_preference_model(f"{setup}/sft", fewer, out, args.proxy_steps, seed, args)
 
 
 def pairs(policies: tuple[str, str], golden: str, dataset: str, count: int, seed: int, out: str):
@@ -79,7 +78,7 @@ def classify(pairs: str, setup: str, policies: tuple[str, ...], out: str) -> Non
     ends = [len(rows) * (i + 1) // moments for i in range(moments)]
     asked = [row for end in ends for row in rows[end - count : end]]
     truth = margin(golden, *columns_of(asked)).sign()  # of chosen, the proxy's choice, and rejected
-    verdicts = {"proxy": torch.tensor([math.copysign(row["margin"] > 0, 1) for row in asked])}
+    verdicts = {"proxy": torch.tensor([float(row["margin"] > 0) for row in asked])}
     before = pair_logprobs(reference, asked, RunArgs)
     for name, policy in zip(("online policy", "offline policy"), policies):
         ratios = pair_logprobs(load_policy(policy, sum(LIMITS))[0], asked, RunArgs) - before
@@ -95,25 +94,20 @@ def classify(pairs: str, setup: str, policies: tuple[str, ...], out: str) -> Non
 
 
 def deeper(model: str, times: int, out: str) -> None:
-    """A model with `times` as many layers that computes the same, to be trained on: behind each
-    layer copies of it whose outputs are 0 at first."""
-    policy, tokenizer = AutoModelForCausalLM.from_pretrained(model), load_tokenizer(model)
-    config = policy.config
-    config.num_hidden_layers *= times
-    larger = AutoModelForCausalLM.from_config(config)
-    weights = policy.state_dict()
-    for name in larger.state_dict():
-        if ".layers." in name:
-            head, _, rest = name.partition(".layers.")
-            number, _, part = rest.partition(".")
-            copied = weights[f"{head}.layers.{int(number) // times}.{part}"]
-            output = part in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-            zero = output and int(number) % times
-            larger.state_dict()[name].copy_(torch.zeros_like(copied) if zero else copied)
-        else:
-            larger.state_dict()[name].copy_(weights[name])
+    """A Llama of `times` as many layers that computes the same, and can learn more: behind each
+    layer come copies of it that add 0 at first."""
+    policy, tokenizer = load_policy(model, 1)
+    layers = []
+    for layer in policy.model.layers:
+        copies = [copy.deepcopy(layer) for _ in range(times - 1)]
+        for added in copies:
+            added.self_attn.o_proj.weight.data.zero_()
+            added.mlp.down_proj.weight.data.zero_()
+        layers += [layer, *copies]
+    policy.model.layers = torch.nn.ModuleList(layers)
+    policy.config.num_hidden_layers = len(layers)
     with whole_folder(out) as folder:
-        larger.save_pretrained(folder)
+        policy.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

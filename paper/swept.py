@@ -9,35 +9,18 @@ Fixed before the runs. The primary claims, one a loss (IPO, DPO, SLiC) and judge
 offline at a budget of 4 nats, by the golden preference model and by the ground-truth score, each
 judge choosing and measuring. A claim is decided where its 95 % interval over seeds 11 to 15
 excludes 0. All else is secondary. The settings do not change after the first of these runs.
-A pilot on seeds 100 and 101, with each loss's lowest beta, says whether 800 steps do: where all
-frontiers up to 8 nats are within 0.02 of those of 1,600. It also gives the smallest difference that
-five seeds can decide.
+A pilot on seeds 100 and 101, IPO and DPO with their lowest betas, says whether 800 steps do: where
+all frontiers up to 8 nats are within 0.02 of those of 1,600. It also gives the smallest difference
+that five seeds can decide.
 """
 
-from collections.abc import Iterable
-from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import mean, variance
 
 import ipo_online
 from paper.runs import SHORT, Job, run, setup
-from paper.statistics import (
-    AT,
-    BUDGETS,
-    JUDGES,
-    Row,
-    T,
-    arms_table,
-    at_budget,
-    differences,
-    draw_arms,
-    flat,
-    gather,
-    rows_of,
-    table,
-    told,
-)
+from paper.statistics import AT, BUDGETS, JUDGES, Arms, Report, T, gather, told
 
 SEEDS, PILOT_SEEDS = (11, 12, 13, 14, 15), (100, 101)
 FEWER_SEEDS = SEEDS[:3]  # of the secondary questions, which use these runs too
@@ -48,15 +31,12 @@ RLOO_BETAS: tuple[float, ...] = ()  # two, to be named here before the runs are 
 # Standard deviation over seeds of the difference at 4 nats, {judge: nats}: the pilot prints it
 SPREAD: dict[str, float] = {}
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2", "rloo": "RLOO"}
-# what the secondary questions read of a run: {(loss, side, rate, beta): (flags, parts)}
+# what the secondary questions read of a run: {(script, rate, beta): (flags, parts)}
 FINAL, EARLY = f"policies/{SHORT}", f"policies/{SHORT // 5}"
 READ = {
-    ("ipo", "online", 1, 0.1): (
-        ("--save-pairs", "--save-policies"),
-        ("online_pairs", EARLY, FINAL),
-    ),
-    ("ipo", "offline", 1, 0.1): (("--save-policies",), (FINAL,)),
-    ("bo2", "online", 1, None): (("--save-pairs",), ("online_pairs",)),
+    ("ipo_online", 1, 0.1): (["--save-pairs", "--save-policies"], ["online_pairs", EARLY, FINAL]),
+    ("ipo_offline", 1, 0.1): (["--save-policies"], [FINAL]),
+    ("bo2_online", 1, None): (["--save-pairs"], ["online_pairs"]),
 }
 
 
@@ -75,77 +55,66 @@ def settings(loss: str) -> list[tuple[float, float | None]]:
 
 def flags(rate: float, beta: float | None) -> tuple:
     rate = float(f"{rate * ipo_online.Args.learning_rate:.3g}")
-    return ("--learning-rate", rate, *(() if beta is None else ("--beta", beta)))
+    return "--learning-rate", rate, *(() if beta is None else ("--beta", beta))
 
 
 def whole(loss: str, side: str, rate: float, beta: float | None, seed: int) -> Job:
     """A run of the frontier."""
-    saved, keeps = READ.get((loss, side, rate, beta), ((), ())) if seed in FEWER_SEEDS else ((), ())
-    name = f"{seed}__{loss}_{side}__rate={rate:g}" + ("" if beta is None else f"__beta={beta:g}")
-    question = "pilot" if seed in PILOT_SEEDS else "frontier"
-    steps = max(STEPS, 1600) if seed in PILOT_SEEDS else STEPS
+    script = f"{loss}_{side}"
+    saved, keeps = READ.get((script, rate, beta), ([], [])) if seed in FEWER_SEEDS else ([], [])
+    name = f"{seed}__{script}__rate={rate:g}" + ("" if beta is None else f"__beta={beta:g}")
+    question, steps = ("pilot", 1600) if seed in PILOT_SEEDS else ("frontier", STEPS)
     words = reviews(seed), seed, steps, *flags(rate, beta), *saved
-    return run(question, name, f"{loss}_{side}", *words, keeps=keeps)
+    return run(question, name, script, *words, keeps=keeps)
 
 
 def short(
     question: str, name: str, script: str, seed: int, *words, rate: float = 1, **options
 ) -> Job:
-    """A run of a secondary question: IPO's default beta, and fewer steps."""
+    """A run of a secondary question: the script's default beta, and fewer steps."""
     words = *flags(rate, None), *words
     return run(question, f"{seed}__{name}", script, reviews(seed), seed, SHORT, *words, **options)
 
 
-def arms(loss: str, seed: int) -> dict[str, list[Job]]:
-    sides = ("online",) if loss == "rloo" else ("online", "offline")
+def arms(seed: int) -> Arms:
+    sides = [(loss, side) for loss in (*BETAS, "bo2") for side in ("online", "offline")]
+    sides += [("rloo", "online")]
     return {
-        side: [whole(loss, side, *setting, seed) for setting in settings(loss)] for side in sides
+        f"{NAMES[loss]}, {side}": [whole(loss, side, *one, seed) for one in settings(loss)]
+        for loss, side in sides
+        if loss in BETAS or seed in FEWER_SEEDS  # Best-of-2 and RLOO are in no primary claim
     }
 
 
-def jobs(seeds: Iterable[int] = SEEDS, losses: Iterable[str] = NAMES) -> list[Job]:
-    """Setting by setting, all seeds of it, so that an early end leaves whole settings."""
-    by_seed = [[job for loss in losses for job in flat(partial(arms, loss), [s])] for s in seeds]
-    return [job for same in zip(*by_seed) for job in same]
-
-
-def pilot_arms(loss: str, seed: int) -> dict[str, list[Job]]:
-    """The lowest beta of a loss, which goes farthest, at both rates: all would cost five hours."""
-    beta = min(BETAS[loss])
+def pilot_arms(seed: int) -> Arms:
+    """Both rates of a loss's lowest beta, which goes farthest: all settings cost five hours."""
     return {
-        side: [whole(loss, side, rate, beta, seed) for rate in RATES]
+        f"{NAMES[loss]}, {side}": [whole(loss, side, r, min(BETAS[loss]), seed) for r in RATES]
+        for loss in ("ipo", "dpo")
         for side in ("online", "offline")
     }
 
 
-def pilot_jobs() -> list[Job]:
-    return [job for loss in BETAS for job in flat(partial(pilot_arms, loss), PILOT_SEEDS)]
-
-
 def pilot() -> None:
     """Print what the pilot decides."""
-    farthest, spreads = 0.0, {judge: [] for judge in JUDGES}
-    for loss in BETAS:
-        longer, shorter = (
-            gather(partial(pilot_arms, loss), PILOT_SEEDS, until) for until in (None, 800)
-        )
-        for judge in JUDGES:
-            for side in longer:
-                apart = [
-                    mean(at_budget(longer[side], k, judge).values())
-                    - mean(at_budget(shorter[side], k, judge).values())
-                    for k in BUDGETS
-                    if k <= 8 and len(longer[side]) == len(PILOT_SEEDS)
-                ]
-                if not apart:
-                    print(f"{NAMES[loss]}, {side}: not made yet")
-                    return
-                farthest = max(farthest, *map(abs, apart))
-                print(f"{NAMES[loss]}, {side}, {judge}: 1,600 less 800 steps, {told(apart, '+')}")
-            spreads[judge].append(variance(differences(longer, "online", "offline", AT, judge)))
+    whole, half = (
+        Report("pilot", gather(pilot_arms, PILOT_SEEDS, until), Path()) for until in (None, 800)
+    )
+    if any(len(by_seed) < len(PILOT_SEEDS) for by_seed in whole.groups.values()):
+        return print("not all runs of the pilot are made yet")
+    apart, spread = [], {}
+    for judge in JUDGES:
+        for arm in whole.groups:
+            for k in BUDGETS[:-1]:
+                one, other = (mean(some.won(arm, judge, k).values()) for some in (whole, half))
+                apart.append((abs(one - other), f"{arm}, {judge}, {k:g} nats"))
+        pairs = ("IPO, online", "IPO, offline"), ("DPO, online", "DPO, offline")
+        variances = [variance(whole.lead(*pair, judge).values()) for pair in pairs]
+        spread[judge] = round(sqrt(mean(variances)), 4)
+    farthest, where = max(apart)
     verdict = "800 steps do" if farthest <= 0.02 else "800 steps do not do"
-    print(f"frontiers up to 8 nats are at most {farthest:.3f} apart: {verdict}")
-    print(f"SPREAD = { {judge: round(sqrt(mean(some)), 4) for judge, some in spreads.items()} }")
+    print(f"frontiers up to 8 nats are at most {farthest:.3f} apart ({where}): {verdict}")
+    print(f"SPREAD = {spread}")
 
 
 def decidable(judge: str) -> str:
@@ -155,36 +124,34 @@ def decidable(judge: str) -> str:
     return f"{T[len(SEEDS) - 2] * SPREAD[judge] / sqrt(len(SEEDS)):.3f}"
 
 
-def report(pictures: Path) -> tuple[str, list[Row]]:
-    parts, rows, claims, online = [], [], [], {}
-    columns = [k for k in BUDGETS if k in (1, 2, 3, 4, 8)]
-    by_budget = []
-    for loss, name in NAMES.items():
-        groups = gather(partial(arms, loss), SEEDS)
-        online[f"online {name}"] = groups["online"]
-        rows += rows_of("frontier", {f"{name}, {side}": some for side, some in groups.items()})
-        if "offline" not in groups:
-            continue
-        title = f"{name}: both sides, every setting, {STEPS:,} steps"
-        parts.append(draw_arms(groups, pictures / f"frontier_{loss}.png", title))
+def samples(made: Report) -> list[list[str]]:
+    """What the best evaluation within the budget writes, of every arm's first seed."""
+    lines = []
+    for arm, by_seed in made.groups.items():
+        rows = [row for result in by_seed.get(SEEDS[0], ()) for row in result["evals"]]
+        within = [row for row in rows if row["kl"] <= AT]
+        if within:
+            row = max(within, key=lambda row: row["win_rate"])
+            lines.append([arm, f"{row['kl']:.1f}", row["responses"][0]])
+    return lines
+
+
+def report(made: Report) -> None:
+    claims, leads, columns = [], [], (1, 2, 3, AT, 8)
+    for loss in (*BETAS, "bo2"):
+        sides = [f"{NAMES[loss]}, {side}" for side in ("online", "offline")]
+        title = f"{NAMES[loss]}: both sides, every setting, {STEPS:,} steps"
+        made.curves(sides, f"frontier_{loss}", title)
         for judge in JUDGES:
-            apart = [differences(groups, "online", "offline", k, judge) for k in columns]
-            by_budget.append([name, judge, *(told(values, "+") for values in apart)])
+            cells = {k: told(made.lead(*sides, judge, k), "+") for k in columns}
+            leads.append([NAMES[loss], judge, *cells.values()])
             if loss in BETAS:
-                sides = [told([*at_budget(groups[s], AT, judge).values()]) for s in groups]
-                seeds, lead = len(apart[columns.index(AT)]), by_budget[-1][2 + columns.index(AT)]
-                claims.append([name, judge, seeds, *sides, f"**{lead}**", decidable(judge)])
-    head = (
-        "loss",
-        "judge",
-        "seeds",
-        "online",
-        "offline",
-        "online less offline",
-        "smallest decidable",
-    )
-    parts.append(f"The primary claims, at a budget of {AT} nats.\n\n{table(head, claims)}")
+                won = [told(made.won(side, judge)) for side in sides]
+                claims.append([NAMES[loss], judge, *won, f"**{cells[AT]}**", decidable(judge)])
+    head = "loss", "judge", "online", "offline", "online less offline", "smallest decidable"
+    made.table(head, claims, f"The primary claims, at a budget of {AT} nats.")
     head = "loss", "judge", *(f"{k} nats" for k in columns)
-    parts.append(f"Online less offline at every budget.\n\n{table(head, by_budget)}")
-    parts.append(f"The online scripts beside each other.\n\n{arms_table(online, 'online DPO')}")
-    return "\n\n".join(part for part in parts if part), rows
+    made.table(head, leads, "Online less offline at every budget.")
+    made.table(("", "KL", "response"), samples(made), "Responses to one prompt, at that budget.")
+    online = [arm for arm in made.groups if "online" in arm]
+    made.arms(online, "DPO, online", "The online scripts beside each other.")

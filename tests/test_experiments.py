@@ -3,19 +3,22 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from paper import optimum, page, runs, statistics, swept
+from common import load_pairs, load_policy, load_tokenizer
+from paper import optimum, page, runs, stages, statistics, swept
 from paper.runs import Job
-from tests.conftest import SHORT, call
+from tests.conftest import SHORT, call, read_jsonl
 
 
 def result(*points):
     """A result of evaluations (KL, [golden on either half], [ground truth on either half])."""
-    rows = [dict(zip(("kl", "golden", "truth"), point)) | {"step": 9} for point in points]
-    return {"evals": rows, "revision": "one"}
+    rows = [dict(zip(("kl", "golden", "truth"), point)) for point in points]
+    told = {"step": 9, "win_rate": 0.3, "responses": [" A review."]}
+    return {"evals": [row | told for row in rows], "revision": "one"}
 
 
 SFT = 0, [0.1, 0.1], [0.1, 0.1]
@@ -56,10 +59,12 @@ def test_a_larger_budget_never_takes_less_and_useless_runs_change_nothing():
 def test_intervals_and_differences_by_hand():
     centre, half = statistics.interval([1, 2, 3, 4, 5])
     assert centre == 3 and half == pytest.approx(2.776 * math.sqrt(2.5 / 5))
-    assert statistics.told([0.1, 0.1], "+") == "+0.100 [+0.100, +0.100] *"
-    assert "*" not in statistics.told([0.1, -0.1], "+") and statistics.told([]) == "not made yet"
+    assert statistics.told({1: 0.1, 2: 0.1}, "+") == "+0.100 [+0.100, +0.100] *"
+    assert "*" not in statistics.told({1: 0.1, 2: -0.1}, "+")
+    assert statistics.told({}) == "not made yet"
     groups = {"one": {1: [ONE], 2: [ONE]}, "other": {2: [OTHER], 3: [OTHER]}}
-    assert statistics.differences(groups, "one", "other", 4, "golden") == pytest.approx([0.175])
+    report = statistics.Report("question", groups, Path())
+    assert report.lead("one", "other", "golden") == {2: pytest.approx(0.175)}
 
 
 def tabular(loss, count, steps=2000):
@@ -113,7 +118,7 @@ def place(tmp_path, monkeypatch):
 
 def test_a_campaign_continues(setup, place):
     words = ["ipo_online.py", "--setup", setup, *SHORT, "--steps", 12, "--save-pairs"]
-    job = Job("run", tuple(map(str, words)), "question", keeps=("online_pairs",))
+    job = Job("run", tuple(map(str, words)), "question", keeps=("online_pairs",), steps=12)
     runs.make([job], hours=1e-9)
     assert not job.done and runs.plan([job]) == [job]
     process = runs.start(job)
@@ -139,16 +144,16 @@ def test_a_campaign_continues(setup, place):
     assert len(row["responses"]) == 3 and 0 <= row["reach"] <= 1 and len(row["truth"]) == 2
 
 
-def test_the_estimate(place):
+def test_the_estimate(place, monkeypatch):
     """All experiments together take at most 20 core-hours, at 1,600 steps, RLOO among them."""
-    job = Job("run", ("ipo_online.py", "--steps", "100"), "question", seconds=360)
-    assert runs.estimate([job, job]) == pytest.approx(0.2)
-    slower = runs.SECONDS | {"online": runs.SECONDS["online"] + 3.6}
-    assert runs.estimate([job], slower) == pytest.approx(0.2)
+    job = Job("run", ("ipo_online.py",), "question", seconds=360, steps=100)
+    assert runs.estimate([job, job], {"online": 3.6}) == pytest.approx(0.4)
     job.result.parent.mkdir(parents=True)
     job.result.write_text('{"seconds_a_step": 7, "args": {"script": "ipo_online"}}')
     assert runs.measured() == runs.SECONDS | {"online": 7}
-    asked = [swept.pilot_jobs(), *(question.jobs() for question in page.QUESTIONS.values())]
+    monkeypatch.setattr(swept, "RLOO_BETAS", (1, 2))
+    asked = [statistics.flat(q.arms, q.SEEDS) for q in page.QUESTIONS.values()]
+    asked.append(statistics.flat(swept.pilot_arms, swept.PILOT_SEEDS))
     jobs = runs.plan([job for some in asked for job in some])
     assert len({job.name for job in jobs}) == len(jobs) and runs.estimate(jobs) < 20
     longest = max(runs.estimate([job]) for job in jobs)
@@ -160,15 +165,37 @@ def test_the_page(place, monkeypatch, capsys):
     assert "not made yet" in capsys.readouterr().out
     for arm, results in (("online", OTHER), ("offline", ONE)):
         for seed in swept.SEEDS:
-            for job in swept.arms("dpo", seed)[arm]:
+            for job in swept.arms(seed)[f"DPO, {arm}"]:
                 job.result.parent.mkdir(parents=True, exist_ok=True)
                 job.result.write_text(json.dumps(results))
     (place / "findings.md").write_text("Before\n<!-- frontier -->\nstale\n<!-- end -->\nbehind\n")
     page.main(page.Args(str(place / "findings.md")))
     text = (place / "findings.md").read_text()
     assert text.startswith("Before\n") and text.endswith("behind\n") and "stale" not in text
-    assert "| DPO | golden | 5 | 0.225 [0.225, 0.225] |" not in text
-    assert "| DPO | golden | 5 | 0.325 [0.325, 0.325] | 0.500 [0.500, 0.500] |" in text
+    cells = "0.325 [0.325, 0.325] | 0.500 [0.500, 0.500] | **-0.175 [-0.175, -0.175] ***"
+    assert f"| DPO | golden | {cells} |" in text
     assert (place / "pictures/frontier_dpo.png").read_bytes()[16:20] == (1200).to_bytes(4, "big")
     numbers = (place / "findings.csv").read_text().splitlines()
     assert 'frontier,"DPO, online",11,"win rate, golden",4,0.325' in numbers
+
+
+def test_stages(setup, tmp_path):
+    """Pairs of two policies have golden's labels; golden classifies them as it has labelled them;
+    a deeper model is the same at first."""
+    source, pairs = str(setup / "d_golden"), tmp_path / "pairs"
+    sides = str(setup / "sft"), str(setup / "baseline")
+    stages.pairs(sides, str(setup / "golden"), source, 400, 1, str(pairs))
+    rows = read_jsonl(pairs / "train.jsonl")
+    assert len(rows) == 400 and all(row["margin"] >= 0 for row in rows)
+    asked = [row["prompt"] for row in load_pairs(source, load_tokenizer(sides[0]), 16, 33, "error")]
+    assert [row["prompt_ids"] for row in rows] == asked[:400]
+    (pairs / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    stages.classify(str(pairs), str(setup), sides, str(tmp_path / "classified"))
+    found = json.loads((tmp_path / "classified/result.json").read_text())
+    assert found["pairs"][-1] == 800 and found["accuracy"]["proxy"] == [1.0] * 10
+    assert found["accuracy"]["online policy"] == [0.5] * 10  # SFT itself: every h is 0
+    stages.deeper(sides[0], 3, str(tmp_path / "deeper"))
+    (one, _), (other, _) = (load_policy(str(x), 9) for x in (sides[0], tmp_path / "deeper"))
+    ids = torch.arange(9)[None]
+    assert torch.equal(one(ids).logits, other(ids).logits)
+    assert len(other.model.layers) == 3 * len(one.model.layers)
