@@ -96,7 +96,8 @@ def report(made: Report) -> None:
     axis = {"xlabel": "proxy's agreement with golden", "ylabel": f"lead at {AT} nats, golden"}
     title = "Online's lead, and how often its labeller is right where it goes"
     made.draw({"": shown}, "agreement", title, (0, "level"), join=False, **axis)
-    if len(found := [pair for some in known.values() for pair in some]) > 2:
-        order = correlation(*map(ranks, zip(*found)))
-        text = f"Rank correlation of agreement and lead, {len(found)} points: {order:+.2f}."
+    columns = [*zip(*(pair for some in known.values() for pair in some))]
+    if columns and all(len(set(column)) > 1 for column in columns):
+        order = correlation(*map(ranks, columns))
+        text = f"Rank correlation of agreement and lead, {len(columns[0])} points: {order:+.2f}."
         made.parts.append(text)

@@ -74,6 +74,10 @@ def main(args: Args) -> None:
         groups = gather(question.arms, question.SEEDS, until)
         made = Report(name, groups, path.parent / "pictures")
         question.report(made)
+        jobs = flat(question.arms, question.SEEDS)
+        there = sum(job.result.exists() for job in jobs)
+        if there < len(jobs):
+            made.parts.insert(0, f"Not complete: {there} of {len(jobs)} runs have been made.")
         part, rows = "\n\n".join(made.parts), rows + made.rows
         marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
         if marks.search(text):

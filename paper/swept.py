@@ -127,8 +127,8 @@ def decidable(judge: str) -> str:
 def samples(made: Report) -> list[list[str]]:
     """What the best evaluation within the budget writes, of every arm's first seed."""
     lines = []
-    for arm, by_seed in made.groups.items():
-        rows = [row for result in by_seed.get(SEEDS[0], ()) for row in result["evals"]]
+    for arm in made.groups:
+        rows = [row for run in made.groups[arm].get(SEEDS[0], ()) for row in run["evals"]]
         within = [row for row in rows if row["kl"] <= AT]
         if within:
             row = max(within, key=lambda row: row["win_rate"])
@@ -147,11 +147,11 @@ def report(made: Report) -> None:
             leads.append([NAMES[loss], judge, *cells.values()])
             if loss in BETAS:
                 won = [told(made.won(side, judge)) for side in sides]
-                claims.append([NAMES[loss], judge, *won, f"**{cells[AT]}**", decidable(judge)])
+                claims.append([NAMES[loss], judge, *won, cells[AT], decidable(judge)])
     head = "loss", "judge", "online", "offline", "online less offline", "smallest decidable"
     made.table(head, claims, f"The primary claims, at a budget of {AT} nats.")
     head = "loss", "judge", *(f"{k} nats" for k in columns)
-    made.table(head, leads, "Online less offline at every budget.")
+    made.table(head, leads, "Online less offline at every budget; Best-of-2 on three seeds.")
     made.table(("", "KL", "response"), samples(made), "Responses to one prompt, at that budget.")
     online = [arm for arm in made.groups if "online" in arm]
     made.arms(online, "DPO, online", "The online scripts beside each other.")

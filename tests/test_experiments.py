@@ -1,5 +1,6 @@
 """The experiments: what is read off results, what a campaign makes, and what the pages get."""
 
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
 from common import load_pairs, load_policy, load_tokenizer
 from paper import optimum, page, runs, stages, statistics, swept
@@ -17,8 +19,12 @@ from tests.conftest import SHORT, call, read_jsonl
 def result(*points):
     """A result of evaluations (KL, [golden on either half], [ground truth on either half])."""
     rows = [dict(zip(("kl", "golden", "truth"), point)) for point in points]
-    told = {"step": 9, "win_rate": 0.3, "responses": [" A review."]}
-    return {"evals": [row | told for row in rows], "revision": "one"}
+    told = {"step": 90, "responses": [" A review."], "reach": 0.1}
+    told |= {"chosen_logratio": -1.0, "rejected_logratio": -3.0}
+    for row in rows:
+        row |= told | {"win_rate": row["golden"][0], "accuracy": row["golden"][1]}
+        row["agreement"] = 0.9
+    return {"evals": rows, "revision": "one", "prompts": [4, 4]}
 
 
 SFT = 0, [0.1, 0.1], [0.1, 0.1]
@@ -160,21 +166,40 @@ def test_the_estimate(place, monkeypatch):
     assert longest < 0.3  # what an interruption can delay
 
 
+def test_every_command_parses(monkeypatch):
+    monkeypatch.setattr(swept, "RLOO_BETAS", ())
+    jobs = [job for q in page.QUESTIONS.values() for job in statistics.flat(q.arms, q.SEEDS[:1])]
+    for job in {" ".join(w for w in job.words if w[0] == "-"): job for job in jobs}.values():
+        if job.side:
+            script = importlib.import_module(job.words[0].removesuffix(".py"))
+            tyro.cli(script.Args, args=job.words[1:])
+
+
 def test_the_page(place, monkeypatch, capsys):
+    """Without results it says so; with all of them it has every number, by hand for one."""
     page.main(page.Args(str(place / "findings.md")))
-    assert "not made yet" in capsys.readouterr().out
-    for arm, results in (("online", OTHER), ("offline", ONE)):
-        for seed in swept.SEEDS:
-            for job in swept.arms(seed)[f"DPO, {arm}"]:
-                job.result.parent.mkdir(parents=True, exist_ok=True)
-                job.result.write_text(json.dumps(results))
+    assert "not made yet" in (out := capsys.readouterr().out) and "Not complete: 0 of 9 runs" in out
+    monkeypatch.setattr(swept, "RLOO_BETAS", (1, 2))
+    accuracy = {who: [0.5 + i / 20 for i in range(10)] for who in ("proxy", "online policy")}
+    for question in page.QUESTIONS.values():
+        for seed in question.SEEDS:
+            for arm, jobs in question.arms(seed).items():
+                for job in jobs:
+                    found = OTHER if "online" in arm else ONE
+                    found = {"accuracy": accuracy, "revision": "two"} if not job.side else found
+                    job.result.parent.mkdir(parents=True, exist_ok=True)
+                    job.result.write_text(json.dumps(found))
     (place / "findings.md").write_text("Before\n<!-- frontier -->\nstale\n<!-- end -->\nbehind\n")
     page.main(page.Args(str(place / "findings.md")))
-    text = (place / "findings.md").read_text()
+    text, rest = (place / "findings.md").read_text(), capsys.readouterr().out
     assert text.startswith("Before\n") and text.endswith("behind\n") and "stale" not in text
-    cells = "0.325 [0.325, 0.325] | 0.500 [0.500, 0.500] | **-0.175 [-0.175, -0.175] ***"
-    assert f"| DPO | golden | {cells} |" in text
-    assert (place / "pictures/frontier_dpo.png").read_bytes()[16:20] == (1200).to_bytes(4, "big")
+    cells = "0.325 [0.325, 0.325] | 0.500 [0.500, 0.500] | -0.175 [-0.175, -0.175] * |"
+    assert f"| DPO | golden | {cells}" in text and "not made yet" not in text
+    assert "has no mark for coverage" in rest and "made by 2 versions" in rest
+    assert "Not complete" not in text + rest
+    assert "last fifth less first fifth of the run: +0.400" in rest
+    for picture in (place / "pictures").iterdir():
+        assert picture.read_bytes()[16:20] == (1200).to_bytes(4, "big")
     numbers = (place / "findings.csv").read_text().splitlines()
     assert 'frontier,"DPO, online",11,"win rate, golden",4,0.325' in numbers
 
