@@ -17,7 +17,7 @@ from statistics import correlation, mean
 
 from paper import robustness
 from paper.runs import Job, run, setup
-from paper.statistics import AT, JUDGES, Arms, Report, gather, told
+from paper.statistics import AT, BY, Arms, Report, gather, told
 
 SEEDS, MOODS, STEPS = (21, 22, 23), (1, 0.5, 0.25), 800  # 0.75 is left out to save an hour
 PROXY, GOLDEN = "proxy's labels, online", "golden's labels, online"
@@ -70,20 +70,20 @@ def ranks(values: list[float]) -> list[int]:
 
 
 def report(made: Report) -> None:
-    panels = {text: {PROXY: {}, GOLDEN: {}} for text in JUDGES.values()}
+    panels = {text: {PROXY: {}, GOLDEN: {}} for text in BY.values()}
     lines, known = [], {}
     for case in (f"m = {mood:g}" for mood in MOODS):
         offline = f"{case}, offline"
         away = {seed: far(results[0]) for seed, results in made.groups[offline].items()}
         lines.append([case, told(made.numbers(case, "distance", "", away))])
-        for judge, text in JUDGES.items():
+        for by, text in BY.items():
             for arm in (PROXY, GOLDEN):
-                ahead = made.lead(f"{case}, {arm}", offline, judge)
+                ahead = made.lead(f"{case}, {arm}", offline, by)
                 lines[-1].append(told(ahead, "+"))
                 panels[text][arm] |= {mean(away.values()): [*ahead.values()]} if away else {}
         known[case] = points(made, case, PROXY, "offline")
     head = ["", "distance, nats"]
-    head += [f"{arm}, less offline, {judge}" for judge in JUDGES for arm in (PROXY, GOLDEN)]
+    head += [f"{arm}, less offline, {by}" for by in BY for arm in (PROXY, GOLDEN)]
     axis = {"xlabel": "distance of the baseline from SFT, nats", "ylabel": f"lead at {AT} nats"}
     title = "DPO: online less offline, the farther the optimum"
     made.draw(panels, "distance", title, (0, "level"), **axis)

@@ -9,7 +9,7 @@ Three seeds.
 
 from paper import swept
 from paper.runs import SHORT, run, setup, stage
-from paper.statistics import AT, JUDGES, Arms, Report, told
+from paper.statistics import AT, BY, Arms, Report, told
 
 SEEDS = swept.FEWER_SEEDS
 FEWER = (1000, 4000)
@@ -40,8 +40,8 @@ def report(made: Report) -> None:
     lines = []
     for case in dict.fromkeys(arm.rpartition(", ")[0] for arm in made.groups):
         sides = [f"{case}, {side}" for side in ("online", "offline")]
-        for judge in JUDGES:
-            won = [told(made.won(arm, judge)) for arm in sides]
-            lines.append([case, judge, *won, told(made.lead(*sides, judge), "+")])
-    head = "case", "judge", f"online at {AT} nats", f"offline at {AT} nats", "online less offline"
+        for by in BY:
+            won = [told(made.won(arm, by)) for arm in sides]
+            lines.append([case, by, *won, told(made.lead(*sides, by), "+")])
+    head = "case", "by", f"online at {AT} nats", f"offline at {AT} nats", "online less offline"
     made.table(head, lines)

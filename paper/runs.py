@@ -106,18 +106,7 @@ def stage(name: str, *words, needs=(), seconds: float, question: str = "") -> Jo
     return Job(name, words, question, tuple(needs), (), seconds)
 
 
-def run(
-    question: str,
-    name: str,
-    script: str,
-    setup: Job,
-    seed: int,
-    steps: int,
-    *words,
-    needs=(),
-    keeps=(),
-    cost=1,
-) -> Job:
+def run(question, name, script, setup, seed, steps, *words, needs=(), keeps=(), cost=1) -> Job:
     """A run of a script from a setup. cost: of a step, where the reviews task's own policy is 1."""
     at = [step for step in EVAL_AT if step < steps]
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
@@ -137,15 +126,15 @@ def evaluation(run: Run, row: dict) -> dict:
     """
     answers = [answer for answer in run.answers(row["step"]) if answer["split"] == "train"]
     won = {}
-    for judge, column in (("golden", "win_rate_margin"), ("proxy", "proxy_win_rate_margin")):
+    for by, column in (("golden", "win_rate_margin"), ("proxy", "proxy_win_rate_margin")):
         if column in answers[0]:
-            won[judge] = wins(torch.tensor([answer[column] for answer in answers]))
+            won[by] = wins(torch.tensor([answer[column] for answer in answers]))
     found, kept = ground_truth_scores(run, row["step"]), {}
     if found is not None:
         _, ours, baseline = found
         won["truth"] = wins(ours - baseline)
         kept["reach"] = (ours >= baseline.median()).double().mean().item()
-    kept |= {judge: [some[half::2].mean().item() for half in (0, 1)] for judge, some in won.items()}
+    kept |= {by: [some[half::2].mean().item() for half in (0, 1)] for by, some in won.items()}
     row = {name: value for name, value in row.items() if name not in ("samples", "baseline")}
     return row | kept | {"responses": [answer["response"] for answer in answers[:3]]}
 

@@ -11,17 +11,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from common import (
-    fail,
-    generator,
-    load_pairs,
-    load_policy,
-    load_preference_model,
-    load_rows,
-    margin,
-    run_command,
-    wins,
-)
+import common
+from common import fail, generator, load_pairs, load_policy, load_rows, margin, run_command, wins
 from ipo_online import Args as RunArgs
 from ipo_online import pair_logprobs, sample_all
 from prepare import whole_folder, write_rows
@@ -29,7 +20,8 @@ from prepare.__main__ import Args as PrepareArgs
 from prepare.preference_model import columns_of, train_preference_model
 from prepare.sft import train_sft
 
-LIMITS = RunArgs.max_prompt_tokens, RunArgs.max_response_tokens
+RUN = RunArgs()
+LIMITS = RUN.max_prompt_tokens, RUN.max_response_tokens
 
 
 def sft(model: str, dataset: str, seed: int, out: str) -> None:
@@ -50,16 +42,15 @@ def proxy(setup: str, pairs: int, seed: int, out: str) -> None:
 def pairs(policies: tuple[str, str], golden: str, dataset: str, count: int, seed: int, out: str):
     """Pairs of one response of either policy to each prompt of the data, labelled by `golden`, as
     ids in the form of an online run's."""
-    (first, tokenizer), (second, _) = (load_policy(policy, sum(LIMITS)) for policy in policies)
-    judge = load_preference_model(golden, tokenizer, *LIMITS, "cpu")
+    (one, tokenizer), (other, _) = (load_policy(policy, sum(LIMITS)) for policy in policies)
+    model = common.load_preference_model(golden, tokenizer, *LIMITS, "cpu")
     prompts = [row["prompt"] for row in load_pairs(dataset, tokenizer, *LIMITS, "error")[:count]]
-    one, other = (
-        sample_all(policy, prompts, generator(seed, side, "pairs"), tokenizer.eos_token_id, RunArgs)
-        for side, policy in (("first", first), ("second", second))
-    )
-    margins = margin(judge, prompts, one, other).tolist()
+    eos, noise = tokenizer.eos_token_id, [generator(seed, side, "pairs") for side in (0, 1)]
+    first = sample_all(one, prompts, noise[0], eos, RUN)
+    second = sample_all(other, prompts, noise[1], eos, RUN)
+    margins = margin(model, prompts, first, second).tolist()
     rows = []
-    for x, y1, y2, m in zip(prompts, one, other, margins):
+    for x, y1, y2, m in zip(prompts, first, second, margins):
         chosen, rejected = (y1, y2) if m >= 0 else (y2, y1)
         row = {"prompt_ids": x, "chosen_ids": chosen, "rejected_ids": rejected, "margin": abs(m)}
         rows.append(row)
@@ -71,17 +62,17 @@ def classify(pairs: str, setup: str, policies: tuple[str, ...], out: str) -> Non
     """How often the golden preference model agrees with the proxy, and with policies by the sign of
     h, on the last 64 pairs before each of ten moments of an online run (Figure 6)."""
     reference, tokenizer = load_policy(f"{setup}/sft", sum(LIMITS))
-    golden = load_preference_model(f"{setup}/golden", tokenizer, *LIMITS, "cpu")
+    golden = common.load_preference_model(f"{setup}/golden", tokenizer, *LIMITS, "cpu")
     rows, moments, count = load_pairs(pairs, tokenizer, *LIMITS, "error"), 10, 64
     if len(rows) < moments * count:
         fail(f"{pairs}: has {len(rows)} pairs, {moments * count} are needed")
     ends = [len(rows) * (i + 1) // moments for i in range(moments)]
     asked = [row for end in ends for row in rows[end - count : end]]
-    truth = margin(golden, *columns_of(asked)).sign()  # of chosen, the proxy's choice, and rejected
+    truth = margin(golden, *columns_of(asked)).sign()  # 1: as the proxy, which labelled the pair
     verdicts = {"proxy": torch.tensor([float(row["margin"] > 0) for row in asked])}
-    before = pair_logprobs(reference, asked, RunArgs)
+    before = pair_logprobs(reference, asked, RUN)
     for name, policy in zip(("online policy", "offline policy"), policies):
-        ratios = pair_logprobs(load_policy(policy, sum(LIMITS))[0], asked, RunArgs) - before
+        ratios = pair_logprobs(load_policy(policy, sum(LIMITS))[0], asked, RUN) - before
         verdicts[name] = ratios[:, 0] - ratios[:, 1]
     counted = (truth != 0).view(moments, -1)  # the golden model's ties have no right answer
     accuracy = {}

@@ -19,7 +19,7 @@ from paper.runs import SHORT, Job
 
 BUDGETS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12)  # nats
 AT = 4  # the budget of claims
-JUDGES = {"golden": "by the golden preference model", "truth": "by the ground-truth score"}
+BY = {"golden": "by the golden preference model", "truth": "by the ground-truth score"}
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 # lines and markers that can be told apart in black and white
@@ -59,14 +59,14 @@ def gather(arms: Callable[[int], Arms], seeds: Iterable[int], until: int | None 
     return groups
 
 
-def best(results: list[dict], budget: float, judge: str) -> float | None:
+def best(results: list[dict], budget: float, by: str) -> float | None:
     """The cross-fitted win rate at a budget; None where there are no such verdicts."""
     rows = [row for result in results for row in result.get("evals", ()) if row["kl"] <= budget]
-    rows = [row for row in rows if row.get(judge)]
+    rows = [row for row in rows if row.get(by)]
     if not rows:
         return None
     ways = ((0, 1), (1, 0))
-    return mean(max(rows, key=lambda row: row[judge][half])[judge][other] for half, other in ways)
+    return mean(max(rows, key=lambda row: row[by][half])[by][other] for half, other in ways)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -96,23 +96,23 @@ class Report:
         self.parts: list[str] = []
         self.rows: list[tuple] = []  # question, arm, seed, measure, at, value
         for arm in groups:
-            for judge in JUDGES:
+            for by in BY:
                 for budget in BUDGETS:
-                    self.numbers(arm, f"win rate, {judge}", budget, self.won(arm, judge, budget))
+                    self.numbers(arm, f"win rate, {by}", budget, self.won(arm, by, budget))
 
     def numbers(self, arm: str, measure: str, at, values: dict[int, float]) -> dict[int, float]:
         """Rows of the CSV file from {seed: value}, which is returned."""
         self.rows += [(self.question, arm, seed, measure, at, v) for seed, v in values.items()]
         return values
 
-    def won(self, arm: str, judge: str, budget: float = AT) -> dict[int, float]:
+    def won(self, arm: str, by: str, budget: float = AT) -> dict[int, float]:
         """{seed: win rate at a budget}."""
-        found = {seed: best(some, budget, judge) for seed, some in self.groups[arm].items()}
+        found = {seed: best(some, budget, by) for seed, some in self.groups[arm].items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def lead(self, one: str, other: str, judge: str, budget: float = AT) -> dict[int, float]:
+    def lead(self, one: str, other: str, by: str, budget: float = AT) -> dict[int, float]:
         """{seed: win rate of one arm less that of another} of the seeds that have both."""
-        first, second = self.won(one, judge, budget), self.won(other, judge, budget)
+        first, second = self.won(one, by, budget), self.won(other, by, budget)
         return {seed: first[seed] - second[seed] for seed in first if seed in second}
 
     def table(self, head: Iterable, lines: Iterable[Iterable], text: str = "") -> None:
@@ -123,20 +123,20 @@ class Report:
     def arms(self, arms: Iterable[str], against: str, text: str = "", at: float = AT) -> None:
         """A row an arm: win rates at a budget, and how far they are from one arm's."""
         head, lines = ["arm", "seeds"], []
-        for judge in JUDGES:
-            head += [f"win rate at {at} nats, {judge}", f"less {against}, {judge}"]
+        for by in BY:
+            head += [f"win rate at {at} nats, {by}", f"less {against}, {by}"]
         for arm in arms:
             lines.append([arm, len(self.groups[arm])])
-            for judge in JUDGES:
-                apart = told(self.lead(arm, against, judge, at), "+") if arm != against else ""
-                lines[-1] += [told(self.won(arm, judge, at)), apart]
+            for by in BY:
+                apart = told(self.lead(arm, against, by, at), "+") if arm != against else ""
+                lines[-1] += [told(self.won(arm, by, at)), apart]
         self.table(head, lines, text)
 
     def curves(self, arms: Iterable[str], name: str, title: str) -> None:
         """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
         panels = {
-            text: {arm: {k: [*self.won(arm, judge, k).values()] for k in BUDGETS} for arm in arms}
-            for judge, text in JUDGES.items()
+            text: {arm: {k: [*self.won(arm, by, k).values()] for k in BUDGETS} for arm in arms}
+            for by, text in BY.items()
         }
         axis = {"xlabel": "KL budget in nats, log scale", "ylabel": "win rate over the baseline"}
         self.draw(panels, name, title, (0.5, "parity"), xscale="log", **axis)
