@@ -88,6 +88,11 @@ def report(made: Report) -> None:
     title = "DPO: online less offline, the farther the optimum"
     made.draw(panels, "distance", title, (0, "level"), **axis)
     made.table(head, lines)
+    for arm in (GOLDEN, PROXY):
+        cases = [f"m = {mood:g}" for mood in (min(MOODS), max(MOODS))]
+        far_off, near = (made.lead(f"{m}, {arm}", f"{m}, offline", "golden") for m in cases)
+        growth = {seed: far_off[seed] - near[seed] for seed in far_off if seed in near}
+        made.parts.append(f"{arm}, lead at {' less that at '.join(cases)}: {told(growth, '+')}.")
 
     other = Report("", gather(robustness.arms, robustness.SEEDS), made.pictures)
     for case in (f"proxy of {pairs:,} pairs" for pairs in robustness.FEWER):

@@ -23,7 +23,9 @@ QUESTIONS = {"frontier": swept} | {name: import_module(f"paper.{name}") for name
 
 @dataclass
 class RunArgs:
-    """Make the runs of experiments that are missing. Ended anywhere, the same call continues."""
+    """Make the runs of experiments that are missing. Ended anywhere, the same call continues.
+
+    To keep all within 20 core-hours, secondary questions have three seeds and mostly 400 steps."""
 
     questions: tyro.conf.Positional[tuple[str, ...]] = ()
     """of frontier, coverage, quality, classification, loss, scale, distance, stories, robustness;
