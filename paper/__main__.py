@@ -1,6 +1,9 @@
-"""The paper's frontier of runs.
+"""The paper's experiments, and the frontier of any runs.
 
-python -m paper frontier RUN...     KL to SFT against win rate, as PNG and SVG, and a table
+python -m paper frontier RUN...     draw given runs: KL to SFT against win rate, and a table
+python -m paper run QUESTION...     make the runs of experiments, after an estimate of their cost
+python -m paper optimum             how far each loss can go: KL and h of tabular optima
+python -m paper page                tables and pictures of docs/findings.md, and one CSV file
 """
 
 import sys
@@ -8,17 +11,20 @@ import sys
 import tyro
 
 from common import fail, run_command
-from paper import frontier
+from paper import frontier, optimum, page
+
+COMMANDS = {"frontier": (frontier.Args, frontier.main, frontier.__doc__)}
+COMMANDS |= {"run": (page.RunArgs, page.run, page.RunArgs.__doc__)}
+COMMANDS |= {"optimum": (optimum.Args, optimum.main, optimum.__doc__)}
+COMMANDS |= {"page": (page.Args, page.main, page.__doc__)}
 
 if __name__ == "__main__":
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(f"usage: python -m paper frontier [-h] RUN...\n\n{__doc__.strip()}")
-    elif name != "frontier":
-        fail(f"{name}: no such command; python -m paper frontier RUN... is the one")
+        print(f"usage: python -m paper COMMAND [-h] ...\n\n{__doc__.strip()}")
+    elif name not in COMMANDS:
+        fail(f"{name}: no such command; there are {', '.join(COMMANDS)}")
     else:
-        program = "python -m paper frontier"
-        run_command(
-            frontier.main,
-            tyro.cli(frontier.Args, prog=program, description=frontier.__doc__, args=words),
-        )
+        args, main, text = COMMANDS[name]
+        program = f"python -m paper {name}"
+        run_command(main, tyro.cli(args, prog=program, description=text, args=words))

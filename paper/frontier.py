@@ -71,21 +71,31 @@ def load_runs(folders: tuple[str, ...]) -> list[Run]:
     return runs
 
 
-def ground_truth(run: Run) -> tuple[float | None, float | None]:
-    """(win rate, standard error) of the last evaluation by the reviews task's ground-truth score.
+def ground_truth_scores(run: Run, step: int) -> tuple[list, torch.Tensor, torch.Tensor] | None:
+    """(prompts, scores of the policy's responses, scores of the baseline's) at an evaluation.
 
-    (None, None) for other tasks, and where the baseline is not as the run met it.
+    By the reviews task's ground-truth score, on training prompts. None for other tasks, and where
+    the baseline is not as the run met it.
     """
-    rows = [row for row in run.answers(run.evals[-1]["step"]) if row["split"] == "train"]
+    rows = [row for row in run.answers(step) if row["split"] == "train"]
     prompts, folder = [row["prompt"] for row in rows], run.args["baseline"]
     other_task = not set(prompts) <= set(all_prompts())
     if other_task or not folder or sha256(folder) != run.args["baseline_sha256"]:
-        return None, None
+        return None
     stored = [row for row in load_rows(f"{folder}/responses.jsonl") if row["split"] == "train"]
     ours, baseline = (
         torch.tensor([ground_truth_score(r["prompt"], r["response"], r["finished"]) for r in part])
         for part in (rows, stored[: len(rows)])
     )
+    return prompts, ours, baseline
+
+
+def ground_truth(run: Run) -> tuple[float | None, float | None]:
+    """(win rate, standard error) of the last evaluation by the ground-truth score, if there is."""
+    found = ground_truth_scores(run, run.evals[-1]["step"])
+    if found is None:
+        return None, None
+    prompts, ours, baseline = found
     return mean_stderr(wins(ours - baseline), prompts)
 
 

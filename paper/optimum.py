@@ -1,0 +1,80 @@
+"""Optimum: how far can each loss take offline and online, when nothing but the loss limits it?
+
+    python -m paper optimum
+
+A tabular policy over many responses, ranked without ties by the golden preference model, u in
+[0, 1] a response's rank under mu, the policy that wrote the data and that training starts from.
+Labels are hard. Then, with g(u) = log pi(u) / mu(u) and h = g(u) - g(u') of a pair, u above u':
+
+offline IPO minimises E (h - 1 / (2 beta))^2 over pairs from mu; its optimum is
+    pi = mu exp(u / beta) / Z, Z = beta (e^(1/beta) - 1)      (Tang et al. 2024, Appendix H)
+online IPO rests where pi is the optimum for pairs from pi itself, F its distribution function:
+    pi = mu exp(F(u) / beta) / Z, Z = 1 / (beta (1 - e^(-1/beta)))
+DPO (and SLiC, with ever more responses) has no finite optimum with hard labels, on either side: a
+larger h lowers the loss of every pair. What stops such a run is its length, not its loss.
+
+So equal beta is not equal reach, and offline IPO near its optimum has not stalled: it is done.
+"""
+
+from dataclasses import dataclass
+from math import expm1, log, log1p
+from pathlib import Path
+
+from paper import swept
+from paper.statistics import Arms, Report, gather, told
+
+SEEDS = swept.SEEDS
+
+
+@dataclass
+class Args:
+    pass
+
+
+def arms(seed: int) -> Arms:
+    """The runs at the lowest rate, whose h is measured beside."""
+    pairs = [(side, beta) for side in ("offline", "online") for beta in swept.BETAS["ipo"]]
+    rate = min(swept.RATES)
+    return {f"{side}, {b}": [swept.whole("ipo", side, rate, b, seed)] for side, b in pairs}
+
+
+@dataclass
+class Optimum:
+    kl: float  # KL(pi || mu) in nats
+    h: float  # mean h of pairs from mu, as D_golden's are
+
+
+def offline_ipo(beta: float) -> Optimum:
+    expected = 1 / -expm1(-1 / beta) - beta  # E of u under pi
+    log_z = 1 / beta + log(-beta * expm1(-1 / beta))
+    return Optimum(expected / beta - log_z, 1 / (3 * beta))
+
+
+def online_ipo(beta: float) -> Optimum:
+    """F solves F' = exp(F / beta) / Z with F(0) = 0 and F(1) = 1; under pi itself F is uniform."""
+    share, count = -expm1(-1 / beta), 100_000
+    ranks = [(i + 0.5) / count for i in range(count)]
+    h = sum(-log1p(-share * u) * (2 * u - 1) for u in ranks) * 2 / count  # E |g(u) - g(u')|
+    return Optimum(1 / (2 * beta) + log(beta * share), h)
+
+
+def report(made: Report) -> None:
+    lines = []
+    for side, optimum in (("offline", offline_ipo), ("online", online_ipo)):
+        for beta in sorted(swept.BETAS["ipo"], reverse=True):
+            found, runs = optimum(beta), made.groups[f"{side}, {beta}"]
+            last = {seed: result["evals"][-1] for seed, (result,) in runs.items()}
+            h = {s: row["chosen_logratio"] - row["rejected_logratio"] for s, row in last.items()}
+            lines.append([f"IPO, {side}", beta, f"{found.kl:.2f}", f"{found.h:.2f}", told(h)])
+            made.numbers(f"IPO, {side}", "KL of the optimum", beta, {0: found.kl})
+            made.numbers(f"IPO, {side}", "mean h of the optimum", beta, {0: found.h})
+            made.numbers(f"IPO, {side}", "mean h measured", beta, h)
+    lines.append(["DPO, hard labels", "any", "no finite optimum", "no finite optimum", ""])
+    head = "loss", "beta", "KL, nats", "mean h on D_golden", "measured at the lowest rate"
+    made.table(head, lines)
+
+
+def main(args: Args) -> None:
+    made = Report("optimum", gather(arms, SEEDS, None), Path())
+    report(made)
+    print(*made.parts)

@@ -1,0 +1,182 @@
+"""What is read off results: win rates at a KL budget, their means over seeds, tables and pictures.
+
+The win rate at a budget of k nats is that of a side's best evaluation with a KL to SFT of at most
+k, over all its settings and steps. It is chosen on one half of the prompts and measured on the
+other, and the mean of both ways is taken, so choosing among many settings brings no luck along.
+A larger budget has all choices of a smaller one, and a run that is worse than the others on both
+halves changes nothing. SFT itself, the evaluation before the first step, is in every budget.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+
+from paper.frontier import plt
+from paper.runs import SHORT, Job
+
+BUDGETS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12)  # nats
+AT = 4  # the budget of claims
+BY = {"golden": "by the golden preference model", "truth": "by the ground-truth score"}
+# 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+# lines and markers that can be told apart in black and white
+STYLES = (("#c2410c", "-", "o"), ("#1d4ed8", "--", "s"), ("#15803d", "-.", "^"))
+STYLES += (("#7e22ce", ":", "D"), ("#52525b", (0, (5, 1, 1, 1, 1, 1)), "v"), ("#0e7490", "-", "x"))
+
+Arms = dict[str, list[Job]]  # {arm: runs with all its settings}, of one seed
+Groups = dict[str, dict[int, list[dict]]]  # {arm: {seed: their results}}
+
+
+def flat(arms: Callable[[int], Arms], seeds: Iterable[int]) -> list[Job]:
+    """The jobs of all arms, setting by setting, so that an early end leaves whole settings."""
+    by_seed = [[job for jobs in arms(seed).values() for job in jobs] for seed in seeds]
+    return [job for same in zip_longest(*by_seed) for job in same if job]
+
+
+def load(job: Job, until: int | None) -> dict | None:
+    """A job's result; None where it has not been made. until: of the frontier's runs, which are
+    longer than others, the evaluations up to that step."""
+    if not job.result.exists():
+        return None
+    result = json.loads(job.result.read_text())
+    if until and job.question in ("frontier", "pilot"):
+        result["evals"] = [row for row in result["evals"] if row["step"] <= until]
+    return result
+
+
+def gather(arms: Callable[[int], Arms], seeds: Iterable[int], until: int | None = SHORT) -> Groups:
+    """Results by arm and seed; a seed counts where all settings of the arm are there."""
+    groups: Groups = {}
+    for seed in seeds:
+        for arm, jobs in arms(seed).items():
+            results = [load(job, until) for job in jobs]
+            groups.setdefault(arm, {})
+            if results and None not in results:
+                groups[arm][seed] = results
+    return groups
+
+
+def best(results: list[dict], budget: float, by: str) -> float | None:
+    """The cross-fitted win rate at a budget; None where there are no such verdicts."""
+    rows = [row for result in results for row in result.get("evals", ()) if row["kl"] <= budget]
+    rows = [row for row in rows if row.get(by)]
+    if not rows:
+        return None
+    ways = ((0, 1), (1, 0))
+    return mean(max(rows, key=lambda row: row[by][half])[by][other] for half, other in ways)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """(mean, half the width of the 95 % t interval for the mean over seeds; None of one seed)."""
+    if len(values) < 2:
+        return values[0], None
+    return mean(values), T[len(values) - 2] * stdev(values) / sqrt(len(values))
+
+
+def told(values: dict[int, float], sign: str = "") -> str:
+    """A cell, mean and interval over seeds. A difference has the sign "+", and a star where its
+    interval excludes 0."""
+    if not values:
+        return "not made yet"
+    centre, half = interval([*values.values()])
+    if half is None:
+        return f"{centre:{sign}.3f} (one seed)"
+    star = " *" if sign and abs(centre) > half else ""
+    return f"{centre:{sign}.3f} [{centre - half:{sign}.3f}, {centre + half:{sign}.3f}]{star}"
+
+
+class Report:
+    """What a question writes: pictures, parts of the page in Markdown, rows of the CSV file."""
+
+    def __init__(self, question: str, groups: Groups, pictures: Path):
+        self.question, self.groups, self.pictures = question, groups, pictures
+        self.parts: list[str] = []
+        self.rows: list[tuple] = []  # question, arm, seed, measure, at, value
+        for arm in groups:
+            for by in BY:
+                for budget in BUDGETS:
+                    self.numbers(arm, f"win rate, {by}", budget, self.won(arm, by, budget))
+
+    def numbers(self, arm: str, measure: str, at, values: dict[int, float]) -> dict[int, float]:
+        """Rows of the CSV file from {seed: value}, which is returned."""
+        self.rows += [(self.question, arm, seed, measure, at, v) for seed, v in values.items()]
+        return values
+
+    def won(self, arm: str, by: str, budget: float = AT) -> dict[int, float]:
+        """{seed: win rate at a budget}."""
+        found = {seed: best(some, budget, by) for seed, some in self.groups[arm].items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def lead(self, one: str, other: str, by: str, budget: float = AT) -> dict[int, float]:
+        """{seed: win rate of one arm less that of another} of the seeds that have both."""
+        first, second = self.won(one, by, budget), self.won(other, by, budget)
+        return {seed: first[seed] - second[seed] for seed in first if seed in second}
+
+    def table(self, head: Iterable, lines: Iterable[Iterable], text: str = "") -> None:
+        lines = [[*head], ["---"] * len([*head]), *lines]
+        rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        self.parts.append(f"{text}\n\n{rows}".strip())
+
+    def arms(self, arms: Iterable[str], against: str, text: str = "", at: float = AT) -> None:
+        """A row an arm: win rates at a budget, and how far they are from one arm's."""
+        head, lines = ["arm", "seeds"], []
+        for by in BY:
+            head += [f"win rate at {at} nats, {by}", f"less {against}, {by}"]
+        for arm in arms:
+            lines.append([arm, len(self.groups[arm])])
+            for by in BY:
+                apart = told(self.lead(arm, against, by, at), "+") if arm != against else ""
+                lines[-1] += [told(self.won(arm, by, at)), apart]
+        self.table(head, lines, text)
+
+    def curves(self, arms: Iterable[str], name: str, title: str) -> None:
+        """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
+        panels = {
+            text: {arm: {k: [*self.won(arm, by, k).values()] for k in BUDGETS} for arm in arms}
+            for by, text in BY.items()
+        }
+        axis = {"xlabel": "KL budget in nats, log scale", "ylabel": "win rate over the baseline"}
+        self.draw(panels, name, title, (0.5, "parity"), xscale="log", **axis)
+
+    def draw(self, panels: dict, name: str, title: str, level: tuple, join=True, **axis) -> None:
+        """A picture, {panel: {line: {x: values over seeds}}}: means with 95 % bands.
+
+        level: (height, name) of a grey line. axis: what axes.set takes. No picture of no values.
+        """
+        if not any(any(line.values()) for lines in panels.values() for line in lines.values()):
+            return
+        size = {"figsize": (8, 3.7), "sharey": True, "layout": "constrained"}
+        figure, all_axes = plt.subplots(1, len(panels), squeeze=False, **size)
+        for axes, (panel, lines) in zip(all_axes[0], panels.items()):
+            for (arm, line), (color, dashes, marker) in zip(lines.items(), STYLES):
+                points = sorted((x, *interval(values)) for x, values in line.items() if values)
+                xs, centre = [x for x, _, _ in points], [middle for _, middle, _ in points]
+                style = {"color": color, "linestyle": dashes if join else "", "marker": marker}
+                axes.plot(xs, centre, label=arm, markersize=5, markerfacecolor="none", **style)
+                low, high = (
+                    [middle + sign * (half or 0) for _, middle, half in points] for sign in (-1, 1)
+                )
+                axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.axhline(level[0], color="grey", linewidth=1, zorder=0)
+            place = (0.99, level[0]), (0, 2), axes.get_yaxis_transform(), "offset points"
+            axes.annotate(level[1], *place, ha="right", fontsize=9, color="grey")
+            axes.set(**axis)
+            axes.set_title(panel, fontsize=10, loc="left")
+            axes.tick_params(labelsize=9)
+            axes.xaxis.label.set_size(10)
+            axes.yaxis.label.set_size(10)
+            if axes.get_xscale() == "log":
+                axes.set_xticks(sorted({x for line in lines.values() for x in line}))
+                axes.minorticks_off()
+                axes.xaxis.set_major_formatter("{x:g}")
+        for axes in all_axes[0][1:]:
+            axes.set_ylabel("")
+        all_axes[0][0].legend(frameon=False, fontsize=9)
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        self.pictures.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.pictures / f"{name}.png", dpi=150)  # 1,200 pixels wide
+        plt.close(figure)
+        self.parts.append(f"![{title}](pictures/{name}.png)")
