@@ -46,21 +46,21 @@ class Args:
     """folder made by `python -m prepare`: it has what the next five arguments do not name
     (setups/reviews, where neither --model nor --dataset is given)"""
     model: str | None = None
-    """the SFT policy, which training starts from, and the frozen reference (default: SETUP/sft)"""
+    """the SFT policy, which training starts from, and the frozen reference (a setup's sft/)"""
     dataset: str | None = None
-    """preference pairs: file, folder or Hub name (default: SETUP/d_golden)"""
+    """preference pairs: file, folder or Hub name (a setup's d_golden/)"""
     proxy: str | None = None
-    """the proxy preference model, or a reward model; for win rates (default: SETUP/proxy)"""
+    """the proxy preference model, or a reward model; for win rates (a setup's proxy/)"""
     golden: str | None = None
-    """the golden preference model, which stands for the human (default: SETUP/golden)"""
+    """the golden preference model, which stands for the human (a setup's golden/)"""
     baseline: str | None = None
-    """folder with responses of the baseline policy, for win rates (default: SETUP/baseline)"""
+    """folder with responses of the baseline policy, for win rates (a setup's baseline/)"""
     on_bad_row: Literal["error", "skip"] = "error"
     """whether a row of the data that cannot be used ends the run, or is left out and counted"""
 
     # ---- the run
     out: str | None = None
-    """folder of this run (default: runs/SETUP/SCRIPT__SEED)"""
+    """folder of this run (if not given: runs/SETUP/SCRIPT__SEED)"""
     resume: bool = False
     """continue the run in --out from its last checkpoint"""
     seed: int = 1
@@ -389,4 +389,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, tyro.cli(Args, description=__doc__))
+    run_command(main, tyro.cli(Args, description=__doc__, config=(tyro.conf.DisallowNone,)))

@@ -8,7 +8,6 @@ is committed; of its folder only what other jobs read is kept. So a later call, 
 too, continues from those files.
 """
 
-import ast
 import hashlib
 import json
 import os
@@ -45,17 +44,10 @@ SHORT = 400  # steps of most secondary runs; of a longer run's saved pairs those
 
 @cache
 def revision() -> str:
-    """A digest of the code that numbers follow from; comments and docstrings are no part of it."""
-    digest = hashlib.sha256()
-    files = [*Path().glob("*_*line.py"), *Path().glob("*_hybrid.py"), Path("common.py")]
-    for path in sorted([*files, *Path("prepare").glob("*.py")]):
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            if isinstance(body := getattr(node, "body", None), list):
-                text = [isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant) for x in body]
-                node.body = [part for part, is_text in zip(body, text) if not is_text]
-        digest.update(f"{path}\n{ast.unparse(tree)}\n".encode())
-    return digest.hexdigest()[:10]
+    """One hash of the code that numbers follow from: the scripts, common.py and prepare/."""
+    files = [*Path().glob("*_*line.py"), Path("ipo_hybrid.py"), Path("common.py")]
+    files += Path("prepare").glob("*.py")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:10]
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ def pairs(policies: tuple[str, str], golden: str, dataset: str, count: int, seed
     """Pairs of one response of either policy to each prompt of the data, labelled by `golden`, as
     ids in the form of an online run's."""
     (one, tokenizer), (other, _) = (load_policy(policy, sum(LIMITS)) for policy in policies)
-    model = common.load_preference_model(golden, tokenizer, *LIMITS, "cpu")
-    prompts = [row["prompt"] for row in load_pairs(dataset, tokenizer, *LIMITS, "error")[:count]]
-    eos, noise = tokenizer.eos_token_id, [generator(seed, side, "pairs") for side in (0, 1)]
-    first = sample_all(one, prompts, noise[0], eos, RUN)
-    second = sample_all(other, prompts, noise[1], eos, RUN)
+    model = common.load_preference_model(golden, tokenizer, LIMITS, "cpu")
+    prompts = [row["prompt"] for row in load_pairs(dataset, tokenizer, LIMITS, "error")[:count]]
+    noise = [generator(seed, side, "pairs") for side in (0, 1)]
+    first = sample_all(one, prompts, noise[0], tokenizer.ends, RUN)
+    second = sample_all(other, prompts, noise[1], tokenizer.ends, RUN)
     margins = margin(model, prompts, first, second).tolist()
     rows = []
     for x, y1, y2, m in zip(prompts, first, second, margins):
@@ -62,8 +62,8 @@ def classify(pairs: str, setup: str, policies: tuple[str, ...], out: str) -> Non
     """How often the golden preference model agrees with the proxy, and with policies by the sign of
     h, on the last 64 pairs before each of ten moments of an online run (Figure 6)."""
     reference, tokenizer = load_policy(f"{setup}/sft", sum(LIMITS))
-    golden = common.load_preference_model(f"{setup}/golden", tokenizer, *LIMITS, "cpu")
-    rows, moments, count = load_pairs(pairs, tokenizer, *LIMITS, "error"), 10, 64
+    golden = common.load_preference_model(f"{setup}/golden", tokenizer, LIMITS, "cpu")
+    rows, moments, count = load_pairs(pairs, tokenizer, LIMITS, "error"), 10, 64
     if len(rows) < moments * count:
         fail(f"{pairs}: has {len(rows)} pairs, {moments * count} are needed")
     ends = [len(rows) * (i + 1) // moments for i in range(moments)]

@@ -195,4 +195,5 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    common.run_command(main, tyro.cli(Args, description=__doc__, prog="python -m prepare"))
+    config = {"prog": "python -m prepare", "config": (tyro.conf.DisallowNone,)}
+    common.run_command(main, tyro.cli(Args, description=__doc__, **config))

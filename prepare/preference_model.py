@@ -16,11 +16,10 @@ from prepare import load_split, save_model, whole_folder, write_rows
 
 
 def preference_nll(model, pairwise: bool, eos: int, prompts, chosen, rejected, coins: torch.Tensor):
-    """(B,) -log-likelihood of the labels under a preference model.
+    """(B,) -log-likelihood of the labels under a preference model. coins: (B,) of 0 and 1.
 
     Pairwise, one order of the responses by the toss of a coin: -log r(x, y_w, y_l) or
     -log(1 - r(x, y_l, y_w)), Eq. 5 of the paper. Pointwise: -log sigmoid(s(x, y_w) - s(x, y_l)).
-    coins: (B,) of 0 and 1.
     """
     first, second = common.sequences_to_compare(pairwise, eos, prompts, chosen, rejected)
     if pairwise:

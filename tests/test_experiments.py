@@ -212,7 +212,9 @@ def test_stages(setup, tmp_path):
     stages.pairs(sides, str(setup / "golden"), source, 400, 1, str(pairs))
     rows = read_jsonl(pairs / "train.jsonl")
     assert len(rows) == 400 and all(row["margin"] >= 0 for row in rows)
-    asked = [row["prompt"] for row in load_pairs(source, load_tokenizer(sides[0]), 16, 33, "error")]
+    asked = [
+        row["prompt"] for row in load_pairs(source, load_tokenizer(sides[0]), (16, 33), "error")
+    ]
     assert [row["prompt_ids"] for row in rows] == asked[:400]
     (pairs / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
     stages.classify(str(pairs), str(setup), sides, str(tmp_path / "classified"))
