@@ -28,7 +28,7 @@ FEWER_SEEDS = SEEDS[:3]  # of the secondary questions, which use these runs too
 STEPS = 1600  # 800, where the pilot says that they do
 RATES = (0.3, 1)  # times the default
 BETAS = {"ipo": (0.02, 0.05, 0.1), "dpo": (0.2, 1), "slic": (0.1, 0.5)}
-RLOO_BETAS: tuple[float, ...] = ()  # two, to be named here before the runs are made
+RLOO_BETAS = (0.2, 1)  # h is drawn to margin / beta: as far as IPO at 0.02 and 0.1
 # Standard deviation over seeds of the difference at 4 nats, {by: sd}; the pilot prints it
 SPREAD: dict[str, float] = {}
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2", "rloo": "RLOO"}
