@@ -200,7 +200,7 @@ def read_datasets(source: str, split: str) -> list[dict]:
     if not set("[*?").isdisjoint(source):
         raise ValueError("datasets takes its path for a pattern; name a file in it")
     with tempfile.TemporaryDirectory() as cache:  # the usual one may answer with older files
-        options = {"cache_dir": cache, "verification_mode": "no_checks"}  # counts in its card
+        options = {"cache_dir": cache, "verification_mode": "no_checks"}  # a card may be older
         return datasets.load_dataset(source, split=split, **options).to_list()
 
 
@@ -638,8 +638,7 @@ def own_ids(preference: PreferenceModel, prompts: list, responses: list) -> tupl
             except Exception as error:  # whatever a template may raise
                 why = f"({first_line(error)}): {messages}"
                 fail(f"{preference.model.name_or_path}: its chat template refuses a prompt {why}")
-            if finished[i]:
-                ends[i] = own.turn_end
+            ends[i] = own.turn_end if finished[i] else None
     return encode(own, heads, texts, ends)
 
 
