@@ -25,6 +25,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn
+from unicodedata import normalize
 
 import filelock
 import safetensors
@@ -57,10 +58,11 @@ def load_tokenizer(source: str):
         fail(f"{source}: its tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    try:
-        closing = write_turn(tokenizer, [{"role": "user", "content": "What is 2 + 2?"}], "4")[2]
-    except Exception:  # no chat template, or one that wants other messages
-        closing = ""
+    tokenizer.turn_end, closing = tokenizer.eos_token_id, ""
+    talk = [{"role": role, "content": "4"} for role in ("system", "user", "assistant")]
+    for turns in (talk, talk[1:]):
+        with contextlib.suppress(Exception):  # no chat template, or one that wants other messages
+            closing = write_turn(tokenizer, turns)[1].partition("4")[2]
     added = tokenizer.added_tokens_decoder.items()
     found = [(closing.find(token.content), i) for i, token in added if token.special]
     found = [(place, i) for place, i in found if place >= 0]
@@ -69,22 +71,22 @@ def load_tokenizer(source: str):
     return tokenizer
 
 
-def write_turn(tokenizer, messages: list[dict], answer: str, **options) -> tuple[str, str, str]:
-    """(prompt, response, what closes the turn) as the chat template writes a conversation.
+def write_turn(tokenizer, turns: list[dict], finished: bool = True, **options) -> tuple[str, str]:
+    """(prompt, response) as the chat template writes a conversation, whose last message answers.
 
-    The response may have more than the answer: a space before it, or an empty thought. ValueError
-    where the template would not write the answer behind its own prompt.
+    The response may have more than the answer: a space, a thought; a finished one has all up to
+    the turn's end. ValueError where the template would not write it behind its own prompt.
     """
-    turns = [*messages, {"role": "assistant", "content": answer}]
     whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     options["add_generation_prompt"] = True
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, **options)
     if not whole.startswith(prompt):
         told = f"ends a prompt with {prompt[-30:]!r}, but writes an answer as {whole[-60:]!r}"
         raise ValueError(f"the chat template {told}; change it, or give chat_template_kwargs")
-    rest = whole.removeprefix(prompt)
-    end = max(rest.find(answer.strip()), 0) + len(answer.strip())
-    return prompt, rest[:end], rest[end:]
+    rest, answer = whole.removeprefix(prompt), turns[-1]["content"].strip()
+    end = max(rest.find(answer), 0) + len(answer)
+    closing = rest[end:].partition(tokenizer.convert_ids_to_tokens(tokenizer.turn_end))[0]
+    return prompt, rest[:end] + closing * finished
 
 
 def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
@@ -198,19 +200,21 @@ def read_datasets(source: str, split: str) -> list[dict]:
     if not set("[*?").isdisjoint(source):
         raise ValueError("datasets takes its path for a pattern; name a file in it")
     with tempfile.TemporaryDirectory() as cache:  # the usual one may answer with older files
-        return datasets.load_dataset(source, split=split, cache_dir=cache).to_list()
+        options = {"cache_dir": cache, "verification_mode": "no_checks"}  # a card may be older
+        return datasets.load_dataset(source, split=split, **options).to_list()
 
 
 def read_file(path: Path) -> list[dict]:
     """The rows of one local file. The name says its kind; JSON is one list, or a row a line."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    kinds = Path(path.name.lower()).suffixes
+    with (gzip.open if kinds[-1:] == [".gz"] else open)(path, "rb") as file:
         content = file.read()
-    if ".parquet" in path.suffixes:
+    if ".parquet" in kinds:
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
     text = content.decode("utf-8-sig")
-    if ".csv" in path.suffixes:
+    if ".csv" in kinds:
         csv.field_size_limit(sys.maxsize)
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         for number, row in enumerate(rows):
@@ -240,18 +244,19 @@ def read_messages(name: str, messages) -> list[dict]:
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"{name} has a message without role and content")
-        content = message["content"]
-        if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            if not all(isinstance(part, str) for part in parts):
-                raise ValueError(f"{name} has a message with a part that is no text")
-            content = "".join(parts)
-        read.append(message | {"content": content})
+        parts = message["content"]
+        if parts is None and message.get("tool_calls"):
+            parts = ""  # many templates print None
+        parts = parts if isinstance(parts, list) else [parts]
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{name} has a message with a part that is no text")
+        read.append(message | {"content": "".join(texts)})
     return read
 
 
-def split_messages(row: dict, names: tuple) -> tuple[list[dict], list[str]]:
-    """(the messages of the prompt, the texts of the answers) of a conversational row.
+def split_messages(row: dict, names: tuple) -> tuple[list[dict], list[dict]]:
+    """(the messages of the prompt, the answers) of a conversational row.
 
     The prompt is a column of its own, or inside both responses. An answer is one message.
     """
@@ -266,7 +271,7 @@ def split_messages(row: dict, names: tuple) -> tuple[list[dict], list[str]]:
         raise ValueError("prompt ends with the assistant's message; join it to the answers")
     if any(messages[-1]["role"] != "assistant" for messages in responses):
         raise ValueError("the last message of chosen and of rejected must be the assistant's")
-    return prompt, [messages[-1]["content"] for messages in responses]
+    return prompt, [messages[-1] for messages in responses]
 
 
 def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list, list | None]:
@@ -282,14 +287,15 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
     prompt, messages, end = row.get("prompt"), None, tokenizer.eos_token_id
     texts = [row[name] for name in names]
     if isinstance(prompt, list) or (names and all(isinstance(text, list) for text in texts)):
-        messages, texts = split_messages(row, names)
+        messages, answers = split_messages(row, names)
+        texts = [answer["content"] for answer in answers]
         if tokenizer.chat_template is None:
             raise ValueError("conversational, but the tokenizer has no chat template")
-        options, tools = row.get("chat_template_kwargs") or {}, row.get("tools")
-        options = options | {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-        prompt = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **options
-        )
+        given = [row.get(name) or "null" for name in ("chat_template_kwargs", "tools")]
+        options, tools = (json.loads(x) if isinstance(x, str) else x for x in given)
+        options = {"tools": tools} | (options or {})
+        asked = {"tokenize": False, "add_generation_prompt": True}
+        prompt = tokenizer.apply_chat_template(messages, **asked, **options)
         end = tokenizer.turn_end
     elif len(names) == 2 and prompt is None and all(isinstance(text, str) for text in texts):
         halves = [text.rpartition("\n\nAssistant:") for text in texts]
@@ -309,11 +315,9 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
             raise ValueError(f"{name}_finished must be true or false")
     if messages:
         for i, (name, text) in enumerate(zip(names, texts)):
-            _, texts[i], closing = write_turn(tokenizer, messages, text, **options)
+            _, texts[i] = write_turn(tokenizer, [*messages, answers[i]], finished[i], **options)
             if text.strip() not in texts[i]:
                 raise ValueError(f"the chat template changes {name}: it writes {texts[i][-60:]!r}")
-            if finished[i]:
-                texts[i] += closing.partition(tokenizer.convert_ids_to_tokens(end))[0]
     return prompt, texts, [end if ended else None for ended in finished], messages
 
 
@@ -356,8 +360,8 @@ def load_pairs(
 
 
 def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict], dict]:
-    """(pairs as ids, {row number: why it cannot be used}). A response's ids must read as its text:
-    then no word is unknown, and no end inside."""
+    """(pairs as ids, {row number: why it cannot be used}). A response's ids must read as its text,
+    in Unicode's normal form C: then no word is unknown, and no end inside."""
     read, bad = {}, {}
     for number, row in enumerate(rows):
         try:
@@ -366,15 +370,16 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
             bad[number] = first_line(error)
     prompts = [prompt for prompt, *_ in read.values()]
     pairs, ids = [], encode_prompts(tokenizer, prompts)
-    unknown = {tokenizer.unk_token_id} - {None, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    final = set(tokenizer.ends)  # ids that may only be a response's last
+    unknown = {tokenizer.unk_token_id, tokenizer.pad_token_id}  # texts are read without padding
+    unknown -= {None, tokenizer.bos_token_id, *tokenizer.ends}
+    final = {*tokenizer.ends, tokenizer.pad_token_id}  # ids that may only be a response's last
     for number, text, prompt in zip(read, prompts, map(Prompt, ids)):
         prompt.messages = read[number][3]
         pairs.append({"row": number, "text": text, "prompt": prompt})
         if not prompt:
             bad[number] = "prompt has no tokens"
         if not unknown.isdisjoint(prompt):
-            bad[number] = "prompt has a word that the tokenizer does not know"
+            bad[number] = "prompt has a word that the tokenizer does not know, or its padding token"
     for i, name in enumerate(names):
         texts, ends = ([row[k][i] for row in read.values()] for k in (1, 2))
         responses = encode(tokenizer, prompts, texts, ends)[1]
@@ -382,12 +387,12 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
         again = decode(tokenizer, ids, bodies, special=True)[0]
         for pair, y, body, text, back in zip(pairs, responses, bodies, texts, again):
             pair[name] = y
-            if text != back:
+            if text != back and normalize("NFC", text) != normalize("NFC", back):
                 at = len(os.path.commonprefix([text, back]))
                 told = f"its tokens read {back[at : at + 30]!r} where it has {text[at : at + 30]!r}"
                 bad.setdefault(pair["row"], f"{name} cannot be written in this tokenizer: {told}")
             if not final.isdisjoint(body):
-                told = "has a token in its text that ends a response; remove it there"
+                told = "has a token in its text that ends a response or is padding; remove it there"
                 bad.setdefault(pair["row"], f"{name} {told}")
     for pair in pairs:
         if names == ("chosen", "rejected") and pair["chosen"] == pair["rejected"]:
@@ -449,10 +454,12 @@ def from_pretrained(kind, source: str, what: str, **options):
     """kind.from_pretrained(source), or one line that says what cannot be loaded from where."""
     if Path(source, "d_golden").is_dir():
         fail(f"{source}: is a setup; name a model in it, for example {source}/sft")
+    if Path(source, "adapter_config.json").is_file():
+        fail(f"{source}: has an adapter; merge it into its model, and name that model's folder")
     if source.startswith((".", "/", "~")) and not Path(source).exists():  # no name on the Hub
         fail(f"{source}: there is no such folder, so no {what} can be loaded from it")
     try:
-        return kind.from_pretrained(source, **options)
+        return kind.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:
         fail(f"{source}: no {what} can be loaded from it ({first_line(error)})")
 
@@ -465,11 +472,11 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
     """
     tokenizer = load_tokenizer(source)
     config = from_pretrained(transformers.AutoConfig, source, what).to_dict()
-    dropouts = {name: 0.0 for name in config if "drop" in name and type(config[name]) is float}
+    noises = {n: 0.0 for n in config if re.search("drop|jitter", n) and type(config[n]) is float}
     options = {"dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
     if new_head:
         options["num_labels"] = 1
-    model, info = from_pretrained(kind, source, what, **dropouts, **options)
+    model, info = from_pretrained(kind, source, what, **noises, **options)
     for name in sorted(info["missing_keys"]):
         if not new_head or name.startswith(f"{model.base_model_prefix}."):
             fail(f"{source}: is no {what}: it has no weights for {name}")
@@ -481,12 +488,21 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
     if max(i for word, i in words if word != tokenizer.unk_token) >= tokenizer.embeddings:
         told = f"its tokenizer has {len(tokenizer)} tokens, its model only {tokenizer.embeddings}"
         fail(f"{source}: {told}; they do not belong together")
+    if kind is AutoModelForSequenceClassification:
+        texts = [[7 * i % tokenizer.embeddings for i in range(n)] for n in (tokens // 2, tokens)]
+        try:
+            with torch.no_grad():
+                alone, beside = score(model.eval(), texts[:1]), score(model, texts)[:1]
+        except Exception as error:
+            fail(f"{source}: is no {what} that can be asked of any text ({first_line(error)})")
+        if not alone.allclose(beside, rtol=1e-3, atol=1e-3, equal_nan=True):
+            fail(f"{source}: is no {what} that can be asked: a longer text beside changes a score")
     return model.eval(), tokenizer
 
 
 def context_of(model) -> float:
     """The longest sequence that a model reads, in tokens; inf where its config has no limit."""
-    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     embeddings = getattr(model.base_model, "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
     return limit if padding is None else limit - padding - 1  # RoBERTa counts from there
@@ -512,7 +528,8 @@ def load_policy(source: str, tokens: int):
     ends, pieces = torch.tensor([cut - 2, ids.shape[1] - 1]), []
     try:
         with torch.no_grad():
-            whole = model(ids, use_cache=False, logits_to_keep=ends).logits
+            whole = model.train()(ids, use_cache=False, logits_to_keep=ends).logits
+            model.eval()
             cache = transformers.DynamicCache(config=model.config)
             for part, end in ((slice(0, cut), cut), (slice(cut, None), len(mask[0]))):
                 read = {"attention_mask": mask[:, :end], "position_ids": positions[:, part]}
@@ -548,13 +565,12 @@ def load_preference_model(source: str | None, policy_tokenizer, limits: tuple[in
     """
     if source is None:
         return None
-    what, kind = "preference model", AutoModelForSequenceClassification
+    what, tokens = "preference model", sum(limits)
     config = from_pretrained(transformers.AutoConfig, source, what)
     pairwise = getattr(config, "preference_form", None) == "pairwise"
-    tokens = sum(limits)
     if pairwise:
         tokens += limits[1] + 2
-    model, tokenizer = load_model(kind, source, what, tokens)
+    model, tokenizer = load_model(AutoModelForSequenceClassification, source, what, tokens)
     if model.config.num_labels != 1:
         fail(f"{source}: has {model.config.num_labels} labels; a {what} has one")
     same = tokenizer.get_vocab() == policy_tokenizer.get_vocab()
@@ -619,13 +635,12 @@ def own_ids(preference: PreferenceModel, prompts: list, responses: list) -> tupl
         messages = getattr(prompt, "messages", None)
         if messages and own.chat_template:
             try:
-                heads[i], texts[i], closing = write_turn(own, messages, texts[i].strip())
+                turns = [*messages, {"role": "assistant", "content": texts[i].strip()}]
+                heads[i], texts[i] = write_turn(own, turns, finished[i])
             except Exception as error:  # whatever a template may raise
                 why = f"({first_line(error)}): {messages}"
                 fail(f"{preference.model.name_or_path}: its chat template refuses a prompt {why}")
-            if finished[i]:
-                texts[i] += closing.partition(own.convert_ids_to_tokens(own.turn_end))[0]
-                ends[i] = own.turn_end
+            ends[i] = own.turn_end if finished[i] else None
     return encode(own, heads, texts, ends)
 
 
@@ -991,7 +1006,8 @@ def sha256(source: str | None) -> str | None:
     path, digest = Path(source or ""), hashlib.sha256()
     if source is None or not path.exists():
         return source
-    for file in sorted(path.rglob("*")) or [path]:
+    files = [Path(at, name) for at, _, names in os.walk(path, followlinks=True) for name in names]
+    for file in sorted(files) or [path]:
         if file.is_file() and file.name != ".lock":
             digest.update(str(file.relative_to(path)).encode())
             with open(file, "rb") as content:

@@ -273,7 +273,9 @@ def test_a_stage_that_diverges_is_not_kept(setup, tmp_path):
     words = setup / "untrained", setup / "d_initial", tmp_path / "out"
     with pytest.raises(SystemExit, match="sft: step .: loss .*nan; lower --sft-learning"):
         stage(train_sft, *words, sft_steps=5, **rates)
-    with pytest.raises(SystemExit, match="out: step .: loss or gradient is no finite number; lower --pref"):
+    with pytest.raises(
+        SystemExit, match="out: step .: loss or gradient is no finite number; lower --pref"
+    ):
         stage(train_preference_model, *words, 5, 1, **rates)
     assert not (tmp_path / "out").exists()
 

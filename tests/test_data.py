@@ -5,13 +5,14 @@ import itertools
 import json
 import math
 import shutil
+import unicodedata
 
 import datasets
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers.normalizers import Replace
+from tokenizers.normalizers import NFC, Replace
 from tokenizers.processors import TemplateProcessing
 
 from common import (
@@ -25,6 +26,7 @@ from common import (
     load_rows,
     load_tokenizer,
     pad,
+    sha256,
 )
 from ipo_online import sample
 from tests.conftest import REPO, SHARED, call, letter_tokenizer, needs_shared, read_jsonl
@@ -86,6 +88,38 @@ def test_a_prompt_begins_with_bos_once():
     for prompts in itertools.product(("ab", "<bos>ab"), ("c", "<bos>c")):
         heads, tails = encode(tokenizer, prompts, ["d", "ef"], [1, None])
         assert heads == [[bos[1], 2, 3], [bos[1], 4]] and tails == [[5, 1], [6, 7]]
+
+
+def test_a_text_may_come_back_in_unicodes_normal_form_alone(tmp_path):
+    """The same text, say a tokenizer and Unicode: an accent of its own joins its letter."""
+    tokenizer = letter_tokenizer(letters="ab\u00e4\u0308")
+    tokenizer.backend_tokenizer.normalizer = NFC()
+    row = {"prompt": "b", "chosen": "a\u0308", "rejected": "b"}
+    (pair,) = load(write(tmp_path / "pairs.jsonl", [row]), tokenizer)
+    back = decode(tokenizer, [[3]], [pair["chosen"]])[0][0]
+    assert back == unicodedata.normalize("NFC", row["chosen"]) == "\u00e4"
+
+
+def test_a_padding_token_that_is_a_word_is_in_no_text(tmp_path):
+    """It would be lost where a text is read without special tokens."""
+    tokenizer = letter_tokenizer(pad="a")
+    for wrong in ({"prompt": "ba"}, {"chosen": "ca"}):
+        row = {"prompt": "b", "chosen": "c", "rejected": "d"} | wrong
+        with pytest.raises(SystemExit, match="row 0: (prompt|chosen) has .* padding"):
+            load(write(tmp_path / "pairs.jsonl", [row]), tokenizer)
+
+
+def test_a_checksum_sees_through_links(tmp_path):
+    """Of a folder, and of one inside: what they hold has changed."""
+    (tmp_path / "far").mkdir(), (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "inside").symlink_to(tmp_path / "far")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    sums = []
+    for rows in ([GOOD], [GOOD, GOOD]):
+        write(tmp_path / "far" / "train.jsonl", rows)
+        sums.append(sha256(str(tmp_path / "data")))
+        assert sha256(str(tmp_path / "link")) == sums[-1]
+    assert sums[0] != sums[1]
 
 
 def test_decode_is_the_inverse_of_encode():
@@ -160,12 +194,14 @@ def test_text_stays_text(kind, tmp_path, capfd):
         file.write_text(KINDS[kind])
     contents = {f"zip/train.{kind}.gz": gzip.compress(file.read_bytes())}
     contents |= {f"bom/train.{kind}": f"\ufeff{KINDS[kind]}".encode()} if KINDS[kind] else {}
+    contents |= {f"upper/TRAIN.{kind.upper()}.GZ": gzip.compress(file.read_bytes())}
     for name, content in contents.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(content)
     capfd.readouterr()
     for path in (file, *(tmp_path / name for name in contents)):
-        assert load_rows(str(path)) == load_rows(str(path.parent)) == TEXTS
+        assert load_rows(str(path)) == TEXTS
+        assert path.parent.name == "upper" or load_rows(str(path.parent)) == TEXTS
     assert capfd.readouterr() == ("", "")
 
 
@@ -178,14 +214,15 @@ def test_a_column_may_get_its_type_late(tmp_path):
 def test_a_folder_may_have_splits_and_be_as_the_hub_lays_it_out(tmp_path):
     """README.md with a configuration, parquet files by split; or one of save_to_disk."""
     parts, card = {"train": TEXTS, "test": TEXTS[:1]}, "---\nconfigs:\n- config_name: default\n"
-    card += "  data_files:\n"
+    card += "  data_files:\n"  # and what it counts is of an older state
+    counts = "dataset_info:\n  splits:\n  - name: train\n    num_bytes: 9\n    num_examples: 9\n"
     for split, rows in parts.items():
         card += f"  - split: {split}\n    path: data/{split}-*\n"
         file = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
         datasets.Dataset.from_list(rows).to_parquet(file)
         (tmp_path / "plain").mkdir(exist_ok=True)
         write(tmp_path / "plain" / f"{split}.jsonl", rows)
-    (tmp_path / "hub" / "README.md").write_text(card + "---\n# pairs\n")
+    (tmp_path / "hub" / "README.md").write_text(card + counts + "---\n# pairs\n")
     saved = datasets.DatasetDict({k: datasets.Dataset.from_list(v) for k, v in parts.items()})
     saved.save_to_disk(tmp_path / "saved")
     for folder, split in itertools.product(("hub", "plain", "saved"), parts):

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+import transformers
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
@@ -158,6 +159,47 @@ def test_what_cannot_be_scored_is_named(tmp_path):
         margin(golden, PROMPTS, FIRST, SECOND)
     with pytest.raises(SystemExit, match=f"{start}has 2 labels; a preference model has one$"):
         tiny(tmp_path, labels=2)
+
+
+ENCODERS = {k: SIZES[k] for k in ("num_hidden_layers", "num_attention_heads", "hidden_size")}
+ENCODERS |= {"intermediate_size": 32, "max_position_embeddings": 64}
+SEQ2SEQ = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "decoder_start_token_id": 1}
+KINDS = {  # kind of model: its sizes, and why it is refused; None: it works
+    "Roberta": (ENCODERS | {"max_position_embeddings": 66, "pad_token_id": 1}, None),
+    "DebertaV2": (ENCODERS | {"relative_attention": True, "pos_att_type": ["p2c"]}, None),
+    "ModernBert": (ENCODERS | {"classifier_pooling": "mean"}, None),
+    "CTRL": ({"n_embd": 16, "n_layer": 2, "n_head": 2, "dff": 32, "n_positions": 64}, None),
+    "FNet": (ENCODERS, "a longer text beside changes a score"),
+    "XLNet": ({"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 32}, "reads at most -1 tokens"),
+    "Bart": (SEQ2SEQ | {"max_position_embeddings": 64}, "of any text .*<eos>"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_scores_each_text_as_if_it_were_alone_or_is_refused(kind, tmp_path):
+    """Up to its context of 64 tokens; RoBERTa counts positions from its padding id."""
+    sizes, reason = KINDS[kind]
+    kind, tokenizer = getattr(transformers, f"{kind}ForSequenceClassification"), letter_tokenizer()
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    torch.manual_seed(0)
+    model = kind(kind.config_class(**ids | sizes, vocab_size=10, num_labels=1))
+    for parameter in model.parameters():
+        parameter.data.mul_(5 if parameter.dim() > 1 else 1)
+    model.save_pretrained(tmp_path), tokenizer.save_pretrained(tmp_path)
+    load = lambda y: load_preference_model(str(tmp_path), tokenizer, (32, y), "cpu")  # noqa: E731
+    if reason:
+        with pytest.raises(SystemExit, match=f"^error: {tmp_path}: .*{reason}[^\n]*$"):
+            load(32)
+        return
+    with pytest.raises(SystemExit, match="reads at most 64 tokens, 65 may be asked of it"):
+        load(33)
+    golden, second = load(32), [[3, 3]] * 3
+    first = [[2, 3, 4, 5] * 15, [6, 7], [8, 9, 4, 1]]
+    together = margin(golden, [[4] * 4] * 3, first, second)
+    apart = [margin(golden, [[4] * 4], [a], [b]) for a, b in zip(first, second)]
+    assert torch.allclose(together, torch.cat(apart), atol=1e-5) and together.abs().min() > 1e-4
+    with pytest.raises(SystemExit, match="reads 64 tokens, a text has 65; lower the --max"):
+        margin(golden, [[4] * 4], [[2] * 61], [[3]])
 
 
 def test_relabelling_moves_every_column_with_its_response():

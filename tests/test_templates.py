@@ -93,6 +93,7 @@ def test_columns_tools_and_chat_template_kwargs_reach_the_template(tmp_path):
     template = TURN + "{{ tools[0].n if tools }}{{ 'e' if thinking }}" + ASK
     tokenizer, options = chat(template, tmp_path), {"chat_template_kwargs": {"thinking": True}}
     rows = TALK, TALK | options, TALK | {"tools": [{"n": "f"}]}, TALK | {"tools": '[{"n": "f"}]'}
+    rows += (TALK | {"tools": "", "chat_template_kwargs": '{"thinking": true}'},)  # as in a .csv
     with pytest.raises(SystemExit, match="row 1: the chat template ends a prompt with"):
         load(tmp_path, tokenizer, *rows)  # it writes them behind an answer too
     prompts = [{"prompt": row.pop("prompt"), **row} for row in map(dict, rows)]
@@ -100,7 +101,30 @@ def test_columns_tools_and_chat_template_kwargs_reach_the_template(tmp_path):
         del row["chosen"], row["rejected"]
     pairs = load(tmp_path, tokenizer, *prompts, prompts_alone=True)
     ends = [pair["text"].removeprefix("[user]a<end>") for pair in pairs]
-    assert ends == ["[assistant]", "e[assistant]", "f[assistant]", "f[assistant]"]
+    assert ends == ["[assistant]", "e[assistant]", "f[assistant]", "f[assistant]", "e[assistant]"]
+
+
+def test_no_part_of_a_message_is_dropped(tmp_path):
+    """A thought in a field of its own is in the response; a call has no content, and no "None"."""
+    thought = "{% if m.reasoning_content %}<t>{{ m.reasoning_content }}</t>{% endif %}"
+    tokenizer = chat(TURN.replace("{{ m.c", thought + "{{ m.c") + ASK, tmp_path)
+    answer = {"chosen": [TALK["chosen"][0] | {"reasoning_content": "d"}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "f"}]}
+    asked = {"prompt": [*TALK["prompt"], call, *said("user", "e")]}
+    (pair,) = load(tmp_path, tokenizer, TALK | answer | asked)
+    assert tokenizer.decode(pair["chosen"]) == "<t>d</t>b<end>"
+    assert pair["text"] == "[user]a<end>[assistant]<end>[user]e<end>[assistant]"
+
+
+def test_a_template_that_wants_a_system_message_has_its_end_found(tmp_path):
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    short = TURN.replace("m.role", "m.role[0]") + ASK.replace("[assistant]", "[a]")
+    tokenizer = chat(wants + short, tmp_path)
+    row = TALK | {"prompt": said("system", "s") + TALK["prompt"]}
+    (pair,) = load(tmp_path, tokenizer, row)
+    assert tokenizer.decode(pair["chosen"]) == "b<end>" and len(tokenizer.ends) == 2
+    with pytest.raises(SystemExit, match="row 0: no "):
+        load(tmp_path, tokenizer, TALK)
 
 
 def test_a_content_in_parts_is_their_text(tmp_path):
@@ -123,7 +147,9 @@ WRONG = [
     ("rejected is no list of messages", {"rejected": []}),
     ("prompt is no list of messages", {"prompt": "a"}),
     ("prompt has a message without role and content", {"prompt": ["a"]}),
-    ("chosen is no text", {"chosen": said("assistant", None)}),
+    ("chosen has a message with a part that is no text", {"chosen": said("assistant", None)}),
+    ("prompt has a message with a part that is no text", {"prompt": said("user", None)}),
+    ("prompt has a message with a part that is no text", {"prompt": said("user", 3)}),
     ("prompt ends with the assistant's message", {"prompt": said("assistant", "a")}),
 ]
 
