@@ -122,10 +122,8 @@ def test_the_difference_on_the_front_page_is_the_difference():
 
 
 def test_the_readme_says_what_was_found():
-    """Rows of its table, and each mean with its interval, stand in docs/findings.md."""
+    """Each mean with its interval stands in docs/findings.md."""
     readme, page = (REPO / "README.md").read_text(), (REPO / "docs/findings.md").read_text()
-    rows = re.findall(r"^\| \*\*online ahead of.+$", readme, re.M)
-    assert len(rows) == 2 and all(row in page for row in rows)
     number = r"([+-]\d\.\d{3})"
     told = re.findall(rf"{number} \[{number}, {number}\]", " ".join(readme.split()))
     assert told and [x for x in told if "| {} | {} to {} |".format(*x) not in page] == []
