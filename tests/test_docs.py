@@ -72,6 +72,12 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in anchors(goal), target
 
 
+def test_the_index_has_every_page():
+    docs = REPO / "docs"
+    pages = {str(path.relative_to(docs)) for path in [*docs.glob("*.md"), *docs.glob("diffs/*")]}
+    assert set(re.findall('href="(.+?)"', (docs / "index.html").read_text())) == pages
+
+
 def test_every_picture_is_on_a_page():
     text = "\n".join(page.read_text() for page in PAGES)
     assert [path.name for path in (REPO / "docs/pictures").iterdir() if path.name not in text] == []
