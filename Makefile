@@ -10,9 +10,9 @@ demo: .venv/installed
 	rm -rf runs/demo
 	export OMP_NUM_THREADS=1; \
 	(export TQDM_POSITION=1; $(PY) ipo_offline.py --steps 240 --out runs/demo/offline && \
-	$(PY) ipo_offline.py --steps 240 --beta 0.024 --out runs/demo/offline_far) & offline=$$!; \
+	$(PY) ipo_offline.py --steps 240 --beta 0.024 --out runs/demo/offline_beta_0.024) & offline=$$!; \
 	$(PY) ipo_online.py --steps 240 --out runs/demo/online; online=$$?; wait $$offline && exit $$online
-	$(PY) -m paper frontier runs/demo/offline runs/demo/offline_far runs/demo/online \
+	$(PY) -m paper frontier runs/demo/offline runs/demo/offline_beta_0.024 runs/demo/online \
 		--out runs/demo/frontier --title "Same loss, same setup, same steps: only the data differ"
 
 test: .venv/installed-test

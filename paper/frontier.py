@@ -1,8 +1,9 @@
-"""The frontier: KL to SFT on a log axis against the win rate over the baseline, a curve a run."""
+"""The frontier: KL to SFT on a log axis against the win rate over the baseline. A point is an
+evaluation, the line of a run its best win rate with at most that KL."""
 
 import json
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import accumulate, cycle
 from pathlib import Path
 
 import matplotlib
@@ -130,13 +131,19 @@ def one_setup(runs: list[Run]) -> bool:
 
 
 def draw(axes, runs: list[Run], metric: str = "win_rate") -> None:
-    """The curves, with standard errors, and lines at parity and at SFT."""
+    """Evaluations with standard errors, the best at each KL, and lines at parity and at SFT."""
+    farthest = max(row["kl"] for run in runs for row in run.evals)
     for run in runs:
         rows = [row for row in run.evals if row["kl"] > 0 and row[metric] is not None]
+        rows.sort(key=lambda row: row["kl"])
         columns = ("kl", metric, f"{metric}_stderr", "kl_stderr")
-        style = {"color": run.color, "label": run.name, "markersize": 5, "elinewidth": 0.8}
-        style["marker"] = MARKERS.get(run.args["script"].partition("_")[0], "o")
+        style = {"color": run.color, "markersize": 5, "elinewidth": 0.8, "alpha": 0.6}
+        style |= {"marker": MARKERS.get(run.args["script"].partition("_")[0], "o"), "ls": ""}
         axes.errorbar(*([row[name] for row in rows] for name in columns), **style)
+        budgets = [row["kl"] for row in rows] + [farthest]
+        best = [*accumulate((row[metric] for row in rows), max)]
+        line = {"color": run.color, "label": run.name, "linewidth": 2, "where": "post"}
+        axes.step(budgets, [*best, best[-1]], **line)
     sft = [run.evals[0][metric] for run in runs if run.evals[0][metric] is not None]
     lines = {"SFT": sum(sft) / len(sft)}
     if baseline_of(runs) != "SFT":
@@ -145,7 +152,8 @@ def draw(axes, runs: list[Run], metric: str = "win_rate") -> None:
         axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
         place = (0, height), (6, 3), axes.get_yaxis_transform(), "offset points"
         axes.annotate(name, *place, color="grey", fontsize=11)
-    axes.set(xscale="log", xlabel="KL(policy ‖ SFT) in nats, log scale")
+    told = "points: evaluations; lines: the best with at most that KL"
+    axes.set(xscale="log", xlabel=f"KL(policy ‖ SFT) in nats, log scale\n{told}")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
