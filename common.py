@@ -49,7 +49,7 @@ def load_tokenizer(source: str):
     """A tokenizer from a folder or a Hub name. Where it has no padding token, EOS pads: only masks
     tell what is padding.
 
-    `turn_end` is the id that its chat template writes behind an answer, EOS where it writes none.
+    `turn_end` is the first special id that its chat template writes behind an answer, or EOS.
     `ends` are the ids that end a response: these two, and those that `load_policy` adds.
     """
     tokenizer = from_pretrained(AutoTokenizer, source, "tokenizer")
@@ -57,23 +57,24 @@ def load_tokenizer(source: str):
         fail(f"{source}: its tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.turn_end = tokenizer.eos_token_id
     try:
-        closing = write_turn(tokenizer, [{"role": "user", "content": "What is 2 + 2?"}], "4")[2]
+        question = [{"role": "user", "content": "2 + 2?"}]
+        _, told, _ = write_turn(tokenizer, question, "Four.", finished=True)
     except Exception:  # no chat template, or one that wants other messages
-        closing = ""
-    added = tokenizer.added_tokens_decoder.items()
-    found = [(closing.find(token.content), i) for i, token in added if token.special]
-    found = [(place, i) for place, i in found if place >= 0]
-    tokenizer.turn_end = min(found, default=(0, tokenizer.eos_token_id))[1]
+        told = ""
+    behind = tokenizer(told.rpartition("Four.")[2], add_special_tokens=False).input_ids
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tokenizer.turn_end = next((i for i in behind if i in special), tokenizer.eos_token_id)
     tokenizer.ends = sorted({tokenizer.eos_token_id, tokenizer.turn_end})
     return tokenizer
 
 
-def write_turn(tokenizer, messages: list[dict], answer: str, **options) -> tuple[str, str, str]:
-    """(prompt, response, what closes the turn) as the chat template writes a conversation.
+def write_turn(tokenizer, messages: list[dict], answer: str, finished: bool, **options):
+    """(prompt, response, the id that ends it or None) as the chat template writes a conversation.
 
-    The response may have more than the answer: a space before it, or an empty thought. ValueError
-    where the template would not write the answer behind its own prompt.
+    The response may have more than the answer: a space before it or behind it, or an empty thought.
+    ValueError where the template would not write the answer behind its own prompt.
     """
     turns = [*messages, {"role": "assistant", "content": answer}]
     whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
@@ -84,7 +85,10 @@ def write_turn(tokenizer, messages: list[dict], answer: str, **options) -> tuple
         raise ValueError(f"the chat template {told}; change it, or give chat_template_kwargs")
     rest = whole.removeprefix(prompt)
     end = max(rest.find(answer.strip()), 0) + len(answer.strip())
-    return prompt, rest[:end], rest[end:]
+    if not finished:
+        return prompt, rest[:end], None
+    space = rest[end:].partition(tokenizer.convert_ids_to_tokens(tokenizer.turn_end))[0]
+    return prompt, rest[:end] + space, tokenizer.turn_end
 
 
 def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
@@ -279,7 +283,7 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
     if not set(names) <= row.keys():
         told = f"there must be columns {' and '.join(names)}, there are {', '.join(row)}"
         raise ValueError(f"{told} (prompts alone serve online)")
-    prompt, messages, end = row.get("prompt"), None, tokenizer.eos_token_id
+    prompt, messages = row.get("prompt"), None
     texts = [row[name] for name in names]
     if isinstance(prompt, list) or (names and all(isinstance(text, list) for text in texts)):
         messages, texts = split_messages(row, names)
@@ -290,7 +294,6 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
         prompt = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **options
         )
-        end = tokenizer.turn_end
     elif len(names) == 2 and prompt is None and all(isinstance(text, str) for text in texts):
         halves = [text.rpartition("\n\nAssistant:") for text in texts]
         (prompt, mark, chosen), (other, _, rejected) = halves
@@ -299,6 +302,7 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
             raise ValueError(f"there is no prompt, and {told}")
         prompt, texts = prompt + mark, [chosen, rejected]
     finished = [row.get(f"{name}_finished") is not False for name in names]
+    ends = [tokenizer.eos_token_id if ended else None for ended in finished]
     for name, text in zip(("prompt", *names), (prompt, *texts)):
         if not isinstance(text, str):
             raise ValueError(f"{name} is no text")
@@ -309,12 +313,10 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
             raise ValueError(f"{name}_finished must be true or false")
     if messages:
         for i, (name, text) in enumerate(zip(names, texts)):
-            _, texts[i], closing = write_turn(tokenizer, messages, text, **options)
+            _, texts[i], ends[i] = write_turn(tokenizer, messages, text, finished[i], **options)
             if text.strip() not in texts[i]:
                 raise ValueError(f"the chat template changes {name}: it writes {texts[i][-60:]!r}")
-            if finished[i]:
-                texts[i] += closing.partition(tokenizer.convert_ids_to_tokens(end))[0]
-    return prompt, texts, [end if ended else None for ended in finished], messages
+    return prompt, texts, ends, messages
 
 
 def load_pairs(
@@ -619,13 +621,11 @@ def own_ids(preference: PreferenceModel, prompts: list, responses: list) -> tupl
         messages = getattr(prompt, "messages", None)
         if messages and own.chat_template:
             try:
-                heads[i], texts[i], closing = write_turn(own, messages, texts[i].strip())
+                turn = write_turn(own, messages, texts[i].strip(), finished[i])
             except Exception as error:  # whatever a template may raise
                 why = f"({first_line(error)}): {messages}"
                 fail(f"{preference.model.name_or_path}: its chat template refuses a prompt {why}")
-            if finished[i]:
-                texts[i] += closing.partition(own.convert_ids_to_tokens(own.turn_end))[0]
-                ends[i] = own.turn_end
+            heads[i], texts[i], ends[i] = turn
     return encode(own, heads, texts, ends)
 
 
