@@ -238,19 +238,17 @@ def read_file(path: Path) -> list[dict]:
 
 def read_messages(name: str, messages) -> list[dict]:
     """Messages, {role, content}, of a column. Contents in parts become texts."""
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{name} is no list of messages")
     read = []
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"{name} has a message without role and content")
-        content = message["content"]
-        if isinstance(content, list):
-            parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-            if not all(isinstance(part, str) for part in parts):
-                raise ValueError(f"{name} has a message with a part that is no text")
-            content = "".join(parts)
-        read.append(message | {"content": content})
+    try:
+        for message in messages:
+            content = message["content"]
+            if isinstance(content, list):
+                content = "".join(part["text"] for part in content)
+            read.append(message | {"role": message["role"], "content": content})
+    except (TypeError, KeyError):
+        read = []
+    if not read:
+        raise ValueError(f"{name} is no list of messages with role and content, a text or texts")
     return read
 
 
@@ -264,13 +262,14 @@ def split_messages(row: dict, names: tuple) -> tuple[list[dict], list[str]]:
     prompt = heads[0]
     if not prompt or isinstance(row.get("prompt"), list):
         prompt = read_messages("prompt", row.get("prompt"))
-    if any(head not in ([], prompt) for head in heads) or heads[0] != heads[-1]:
-        raise ValueError("chosen and rejected do not continue one prompt by one message each")
     if prompt[-1]["role"] == "assistant":
         raise ValueError("prompt ends with the assistant's message; join it to the answers")
-    if any(messages[-1]["role"] != "assistant" for messages in responses):
-        raise ValueError("the last message of chosen and of rejected must be the assistant's")
-    return prompt, [messages[-1]["content"] for messages in responses]
+    answers = [messages[-1] for messages in responses]
+    one = all(head in ([], prompt) for head in heads) and heads[0] == heads[-1]
+    if not one or any(answer["role"] != "assistant" for answer in answers):
+        told = "do not continue one prompt by one message each, the assistant's"
+        raise ValueError(f"chosen and rejected {told}")
+    return prompt, [answer["content"] for answer in answers]
 
 
 def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list, list | None]:

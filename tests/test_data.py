@@ -255,7 +255,7 @@ BAD = [  # what is said, and what is wrong with a good row
     ("chosen has a token in its text that ends a response", {"chosen": "a<eos>b"}),
     ("chosen and rejected are the same", {"rejected": "cd"}),
     ("x is refused", TALK | {"prompt": said("user", "x")}),
-    ("must be the assistant's", TALK | {"rejected": said("user", "f")}),
+    ("one message each, the assistant's", TALK | {"rejected": said("user", "f")}),
     ("by one message each", TALK | {"chosen": said("assistant", "e") * 2}),
 ]
 

@@ -112,17 +112,19 @@ def test_a_content_in_parts_is_their_text(tmp_path):
     image = [{"type": "image", "url": "a.png"}, *parts]
     for name in ("prompt", "chosen"):
         row = TALK | {name: said(TALK[name][0]["role"], image)}
-        with pytest.raises(SystemExit, match=f"row 0: {name} has a message with a part that is no"):
+        with pytest.raises(
+            SystemExit, match=f"row 0: {name} is no list of messages .*, a text or texts"
+        ):
             load(tmp_path, tokenizer, row)
 
 
 WRONG = [
     ("chosen is no list of messages", {"chosen": "b"}),
     ("chosen is no list of messages", {"chosen": TALK["chosen"][0]}),
-    ("chosen has a message without role and content", {"chosen": [{"role": "assistant"}]}),
+    ("chosen is no list of messages with role and content", {"chosen": [{"role": "assistant"}]}),
     ("rejected is no list of messages", {"rejected": []}),
     ("prompt is no list of messages", {"prompt": "a"}),
-    ("prompt has a message without role and content", {"prompt": ["a"]}),
+    ("prompt is no list of messages with role and content", {"prompt": ["a"]}),
     ("chosen is no text", {"chosen": said("assistant", None)}),
     ("prompt ends with the assistant's message", {"prompt": said("assistant", "a")}),
 ]
