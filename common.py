@@ -286,8 +286,6 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
     texts = [row[name] for name in names]
     if isinstance(prompt, list) or (names and all(isinstance(text, list) for text in texts)):
         messages, texts = split_messages(row, names)
-        if tokenizer.chat_template is None:
-            raise ValueError("conversational, but the tokenizer has no chat template")
         options, tools = row.get("chat_template_kwargs") or {}, row.get("tools")
         options = options | {"tools": json.loads(tools) if isinstance(tools, str) else tools}
         prompt = tokenizer.apply_chat_template(
@@ -303,10 +301,8 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
     finished = [row.get(f"{name}_finished") is not False for name in names]
     ends = [tokenizer.eos_token_id if ended else None for ended in finished]
     for name, text in zip(("prompt", *names), (prompt, *texts)):
-        if not isinstance(text, str):
-            raise ValueError(f"{name} is no text")
-        if not text.strip():
-            raise ValueError(f"{name} is blank")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} is blank, or no text")
         text.encode()  # half of a surrogate pair is no text
         if not isinstance(row.get(f"{name}_finished"), bool | None):
             raise ValueError(f"{name}_finished must be true or false")

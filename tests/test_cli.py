@@ -119,7 +119,7 @@ def test_a_wrong_argument_ends_in_one_line(words, message, setup, runs, tmp_path
 BASELINES = [
     ({"split": "validation"}, "row 1: split must be train or test, response a text, finished true"),
     ({"finished": "yes"}, "row 1: split must be train or test"),
-    ({"prompt": 3}, "row 1: prompt is no text"),
+    ({"prompt": 3}, "row 1: prompt is blank, or no text"),
     ({"response": ["a"]}, "row 1: split must be train or test"),
     ({"prompt": "Camera in Smarch:"}, "row 1: prompt has a word that the tokenizer does not know"),
     (

@@ -240,12 +240,12 @@ def test_a_file_that_cannot_be_read_ends_in_one_line(reason, tmp_path, capfd):
 ANSWERS = {"chosen": said("assistant", "e"), "rejected": said("assistant", "f")}
 TALK = {"prompt": said("user", "a"), **ANSWERS}
 BAD = [  # what is said, and what is wrong with a good row
-    ("chosen is blank", {"chosen": " "}),
-    ("prompt is blank", {"prompt": ""}),
-    ("rejected is no text", {"rejected": None}),
-    ("chosen is no text", {"chosen": 3}),
-    ("chosen is no text", {"chosen": ["x"]}),
-    ("chosen is no text", {"chosen": said("assistant", "e")}),  # rejected is one
+    ("chosen is blank, or no text", {"chosen": " "}),
+    ("prompt is blank, or no text", {"prompt": ""}),
+    ("rejected is blank, or no text", {"rejected": None}),
+    ("chosen is blank, or no text", {"chosen": 3}),
+    ("chosen is blank, or no text", {"chosen": ["x"]}),
+    ("chosen is blank, or no text", {"chosen": said("assistant", "e")}),  # rejected is one
     ("its tokens read '<pad>c' where it has 'zc'", {"chosen": "azc"}),
     ("prompt has no tokens", {"prompt": "\u200b"}),
     ("chosen has 9 tokens, --max-response-tokens is 8", {"chosen": "abcdabcd"}),
@@ -293,7 +293,7 @@ def test_prompts_alone_are_read_where_no_responses_are_needed(tmp_path, capsys):
             assert one["prompt"].messages == pair["prompt"].messages
     for row, reason in (
         ({"prompt": "z"}, "does not know"),
-        ({"prompt": " "}, "prompt is blank"),
+        ({"prompt": " "}, "prompt is blank, or no text"),
         ({"text": "a"}, "there must be columns"),
         ({"prompt": "a", "chosen": "b"}, "there must be columns chosen and rejected"),
         ({"prompt": said("user", "a") + said("assistant", "e")}, "ends with the assistant's"),

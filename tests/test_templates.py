@@ -87,6 +87,8 @@ def test_a_template_that_would_not_write_the_answer_there_is_named(tmp_path):
     upper = chat(TURN.replace("m.content", "m.content | replace('b', 'd')") + ASK, tmp_path)
     with pytest.raises(SystemExit, match="row 0: the chat template changes chosen: it writes 'd'"):
         load(tmp_path, upper, TALK)
+    with pytest.raises(SystemExit, match="row 0: .*tokenizer.chat_template is not set"):
+        load(tmp_path, letter_tokenizer(), TALK)
 
 
 def test_columns_tools_and_chat_template_kwargs_reach_the_template(tmp_path):
@@ -125,7 +127,7 @@ WRONG = [
     ("rejected is no list of messages", {"rejected": []}),
     ("prompt is no list of messages", {"prompt": "a"}),
     ("prompt is no list of messages with role and content", {"prompt": ["a"]}),
-    ("chosen is no text", {"chosen": said("assistant", None)}),
+    ("chosen is blank, or no text", {"chosen": said("assistant", None)}),
     ("prompt ends with the assistant's message", {"prompt": said("assistant", "a")}),
 ]
 
