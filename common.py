@@ -722,33 +722,22 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
 
     source = str(Path(args.baseline, "responses.jsonl"))
     rows, splits = load_rows(source), {"train": [], "test": []}
-    asked, bad = encoded_pairs(rows, tokenizer, names=())
-    for pair in asked:
-        row, number = rows[pair["row"]], pair["row"]
+    for asked in load_pairs(source, tokenizer, limits, args.on_bad_row, prompts_alone=True):
+        row, prompt = rows[asked["row"]], asked["prompt"]
         right = isinstance(row.get("response"), str) and isinstance(row.get("finished"), bool)
         if not right or row.get("split") not in splits:
-            bad[number] = "split must be train or test, response a text, finished true or false"
-        elif len(pair["prompt"]) > limits[0]:
-            bad[number] = (
-                f"prompt has {len(pair['prompt'])} tokens, --max-prompt-tokens {limits[0]}"
-            )
-        else:
-            splits[row["split"]].append((pair["prompt"], row))
-    if bad:
-        fail(f"{source}: row {min(bad)}: {bad[min(bad)]}")
+            told = "split must be train or test, response a text, finished true or false"
+            fail(f"{source}: row {asked['row']}: {told}")
+        prompt.messages = row.get("messages")
+        end = tokenizer.turn_end if prompt.messages else tokenizer.eos_token_id
+        answer = row["response"], end if row["finished"] else None
+        splits[row["split"]].append((prompt, asked["text"], *answer))
     train, test = (kept[: args.eval_prompts] for kept in splits.values())
     if not train:
         fail(f"{source}: has no row of the split train; win rate and KL need its prompts")
-    ends = []
-    for prompt, row in train + test:
-        prompt.messages = row.get("messages")
-        end = tokenizer.turn_end if prompt.messages else tokenizer.eos_token_id
-        ends.append(end if row["finished"] else None)
-    prompts, rows = zip(*train, *test)
-    texts, answers = ([row[name] for row in rows] for name in ("prompt", "response"))
+    prompts, texts, answers, ends = map(list, zip(*train, *test))
     responses = encode(tokenizer, texts, answers, ends)[1]
-    counted = len(train), "baseline", responses
-    return Evaluation(list(prompts), texts, *counted, known, golden, proxy)
+    return Evaluation(prompts, texts, len(train), "baseline", responses, known, golden, proxy)
 
 
 def summarize(

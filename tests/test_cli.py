@@ -98,7 +98,7 @@ def test_a_wrong_argument_ends_in_one_line(words, message, setup, runs, tmp_path
     """It leaves nothing behind, and what is there as it is."""
     tiny_model().float().save_pretrained(tmp_path / "other")
     letter_tokenizer().save_pretrained(tmp_path / "other")
-    row = {"prompt": "a", "response": "b", "finished": True}
+    row = {"prompt": "Hotel", "response": "b", "finished": True}
     (tmp_path / "other" / "responses.jsonl").write_text(json.dumps(row))
     (tmp_path / "half" / "d_golden").mkdir(parents=True)
     letter_tokenizer().save_pretrained(tmp_path / "adapter")
@@ -124,7 +124,7 @@ BASELINES = [
     ({"prompt": "Camera in Smarch:"}, "row 1: prompt has a word that the tokenizer does not know"),
     (
         {"prompt": "Camera in May" + ", screen and" * 9},
-        r"row 1: prompt has \d+ tokens, --max-prompt-tokens 16",
+        r"row 1: prompt has \d+ tokens, --max-prompt-tokens is 16",
     ),
     ({"split": "test"}, "has no row of the split train; win rate and KL need its prompts"),
 ]
@@ -273,7 +273,9 @@ def test_a_stage_that_diverges_is_not_kept(setup, tmp_path):
     words = setup / "untrained", setup / "d_initial", tmp_path / "out"
     with pytest.raises(SystemExit, match="sft: step .: loss .*nan; lower --sft-learning"):
         stage(train_sft, *words, sft_steps=5, **rates)
-    with pytest.raises(SystemExit, match="out: step .: loss or gradient is no finite number; lower --pref"):
+    with pytest.raises(
+        SystemExit, match="out: step .: loss or gradient is no finite number; lower --pref"
+    ):
         stage(train_preference_model, *words, 5, 1, **rates)
     assert not (tmp_path / "out").exists()
 
