@@ -882,20 +882,18 @@ def check_args(args, script: str, required: tuple[str, ...]) -> None:
 
 def read_record(args) -> dict:
     """args.json of the run in --out, {} for a new run; no other folder may be written."""
-    out, was = Path(args.out), {}
-    inside = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    if (out / "args.json").exists():
-        try:
-            was = json.loads((out / "args.json").read_text())
-        except ValueError:
-            pass
-        if not isinstance(was, dict) or "script" not in was:
-            fail(f"{out}/args.json: is not what a run wrote; name another folder")
-        if not args.resume:
-            fail(f"--out {out}: holds a run; name another folder, or continue it with --resume")
-    elif out.exists() and inside - {"args.partial", ".lock"}:
-        fail(f"--out {out}: holds something that is no run; name another folder")
-    return was
+    out = Path(args.out)
+    if not (out / "args.json").exists():
+        if {path.name for path in out.glob("*")} - {"args.partial", ".lock"}:
+            fail(f"--out {out}: holds something that is no run; name another folder")
+        return {}
+    if not args.resume:
+        fail(f"--out {out}: holds a run; name another folder, or continue it with --resume")
+    try:
+        was = json.loads((out / "args.json").read_text())
+        return {"script": was["script"], **was}
+    except (ValueError, TypeError, KeyError):
+        fail(f"{out}/args.json: is not what a run wrote; name another folder")
 
 
 def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
@@ -937,10 +935,11 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
     kept = [int(path.name) for path in out.glob("checkpoint/*") if path.name.isdigit()]
     last = max(kept, default=0)
     if state.is_main_process:
-        if last and not (out / "metrics.jsonl").exists():
-            fail(f"{out}/metrics.jsonl: is gone, the checkpoint is of step {last}; begin a new run")
-        for path in [*out.glob("*.jsonl"), *out.glob("online_pairs/*.jsonl")]:
-            cut_back(path, last)
+        logs = [*out.glob("*.jsonl"), *out.glob("online_pairs/*.jsonl")]
+        steps = {path.name: cut_back(path, last) for path in logs}.get("metrics.jsonl", 0)
+        if steps != last:
+            told = f"has {steps} steps, its checkpoint is of step {last}; begin a new run"
+            fail(f"{out}/metrics.jsonl: {told}")
     return last, json.loads((out / "args.json").read_text())["id"]
 
 
@@ -954,8 +953,8 @@ def claim(out: Path) -> None:
         fail(f"--out {out}: another process is writing here; wait, or name another folder")
 
 
-def cut_back(path: Path, last: int) -> None:
-    """Keep the rows of a log that were written before the step of the last checkpoint."""
+def cut_back(path: Path, last: int) -> int:
+    """Keep the rows of a log that were written before step `last`; how many these are."""
     kept = []
     try:
         for line in path.read_text().splitlines(keepends=True):
@@ -964,10 +963,9 @@ def cut_back(path: Path, last: int) -> None:
             kept.append(line)
     except (ValueError, TypeError, KeyError):
         fail(f"{path}: line {len(kept) + 1} is not what a run wrote; begin a new run")
-    if path.name == "metrics.jsonl" and len(kept) != last:
-        fail(f"{path}: has {len(kept)} steps, its checkpoint is of step {last}; begin a new run")
     path.with_suffix(".partial").write_text("".join(kept))
     path.with_suffix(".partial").replace(path)
+    return len(kept)
 
 
 def sha256(source: str | None) -> str | None:

@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_or_log_ends_in_one_line(setup, tmp_path):
         assert told in errors and errors.count("\n") == 1
         file.write_bytes(content)
     metrics.rename(tmp_path / "kept")
-    assert "metrics.jsonl: is gone" in call(*command, code=1).stderr
+    assert "metrics.jsonl: has 0 steps, its checkpoint" in call(*command, code=1).stderr
     (tmp_path / "kept").rename(metrics)
     metrics.write_bytes(metrics.read_bytes() + b'{"step": 9')  # half a line, as a kill may leave
     assert "wrote" in call(*command).stdout
