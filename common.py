@@ -828,7 +828,7 @@ def run_command(main, args) -> None:
     try:
         main(args)
     except KeyboardInterrupt:
-        fail("interrupted; the same command with --resume and its --out continues a run")
+        fail("interrupted; the same command with --resume continues a run")
     except (OSError, EOFError, safetensors.SafetensorError) as error:
         fail(f"a file could not be read or written ({first_line(error)})")
     except RuntimeError as error:
@@ -851,8 +851,7 @@ def check_ranges(args, zero: tuple[str, ...] = ("seed", "max_grad_norm")) -> Non
             low = "0 or more" if name in zero else "above 0"
             if type(number) in (int, float):
                 if not 0 <= number < math.inf or (number == 0 and name not in zero):
-                    flag = name.replace("_", "-")
-                    fail(f"--{flag} {number}: must be a finite number, {low}")
+                    fail(f"--{name.replace('_', '-')} {number}: must be a finite number, {low}")
 
 
 def check_args(args, script: str, required: tuple[str, ...]) -> None:
@@ -873,8 +872,6 @@ def check_args(args, script: str, required: tuple[str, ...]) -> None:
     for name, need in {"wandb": "pip install wandb", "fast": "fast.py beside this script"}.items():
         if getattr(args, name) and not importlib.util.find_spec(name):
             fail(f"--{name} needs {name}: {need}")
-    if args.resume and args.out is None:
-        fail("--resume needs --out, the folder of the run to continue")
     if args.out is None:
         args.out = f"runs/{Path(args.setup or args.model).name}/{script}__{args.seed}"
     read_record(args)

@@ -167,7 +167,7 @@ ENDS = {
     f"CUDA out of memory: {LOWER}": torch.OutOfMemoryError("CUDA out of memory"),
     "another process of this run has ended; --resume": RuntimeError("[gloo/pair] closed"),
     r"a file could not be read or written \(.*No space left": OSError(28, "No space left"),
-    "interrupted; the same command with --resume and its --out": KeyboardInterrupt(),
+    "interrupted; the same command with --resume continues": KeyboardInterrupt(),
 }
 
 

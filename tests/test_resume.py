@@ -154,7 +154,7 @@ def test_stopped_out_of_disk_and_moved_it_ends_as_if_nothing_had_happened(setup,
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     errors = process.communicate()[1]
-    told = "error: interrupted; the same command with --resume and its --out continues a run"
+    told = "error: interrupted; the same command with --resume continues a run"
     assert (process.returncode, errors.splitlines()[-1]) == (1, told) and "Traceback" not in errors
     kept = max(checkpoints(run))
     size = resource.getrlimit(resource.RLIMIT_FSIZE)
