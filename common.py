@@ -748,16 +748,15 @@ def summarize(
     responses: ids, to each prompt. kl: of the first of them. logratios: (P, 2), of chosen and
     rejected. size: texts that a preference model scores at a time. None: there is no such model.
     """
-    texts, train = evaluation.texts, slice(evaluation.train_count)
+    texts, train = evaluation.texts, evaluation.train_count
     words, finished = decode(tokenizer, evaluation.prompts, responses)
-    splits = ["train" if i < train.stop else "test" for i in range(len(texts))]
+    splits = ["train"] * train + ["test"] * (len(texts) - train)
     columns = {"split": splits, "prompt": texts, "response": words, "finished": finished}
     row = {"step": step}
     row["kl"], row["kl_stderr"] = mean_stderr(torch.tensor(kl), texts[: len(kl)])
     row["baseline"] = evaluation.baseline
-    models = {"win_rate": evaluation.golden, "proxy_win_rate": evaluation.proxy}
     asked = evaluation.prompts, responses, evaluation.baseline_responses
-    for name, model in models.items():
+    for name, model in (("win_rate", evaluation.golden), ("proxy_win_rate", evaluation.proxy)):
 
         def margins_of(rows, model=model):
             part = ([column[i] for i in rows] for column in asked)
@@ -765,12 +764,12 @@ def summarize(
 
         if model is not None:
             columns[f"{name}_margin"] = in_shares(len(texts), size, margins_of)
-        for key, part in ((name, train), (f"{name}_heldout", slice(train.stop, None))):
+        for key, part in ((name, slice(train)), (f"{name}_heldout", slice(train, None))):
             margins = columns.get(f"{name}_margin", [])[part]
             rate = mean_stderr(wins(torch.tensor(margins)), texts[part][: len(margins)])
             row[key], row[f"{key}_stderr"] = rate
     verdicts = zip(columns.get("win_rate_margin", []), columns.get("proxy_win_rate_margin", []))
-    products = [golden * proxy for golden, proxy in verdicts][train]  # above 0 where they agree
+    products = [golden * proxy for golden, proxy in verdicts][:train]  # above 0 where they agree
     rate = mean_stderr(wins(torch.tensor(products)), texts[: len(products)])
     row["agreement"], row["agreement_stderr"] = rate
     row |= {"accuracy": None, "chosen_logratio": None, "rejected_logratio": None}
