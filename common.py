@@ -800,7 +800,6 @@ PARTS |= {"golden": "golden", "baseline": "baseline"}
 # what may differ when a run continues: of the parts their SHA-256 must be the same
 FREE = {"out", "resume", "wandb", "save_policies", "eval_batch_size", "gradient_checkpointing"}
 FREE |= {"setup", "id", *PARTS}
-TOLD = {"git_revision", "python", "torch", "transformers", "threads", "device", "processes"}
 LOCKS = []  # held until the process ends, however it ends
 
 
@@ -907,15 +906,15 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
         now |= {f"{name}_sha256": sha256(getattr(args, name)) for name in PARTS}
         texts = "\0".join(pair["text"] for pair in pairs)
         now |= {"prompts_sha256": hashlib.sha256(texts.encode()).hexdigest()}
-        now |= {"git_revision": git_revision(), "python": sys.version.split()[0]}
-        now |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        now |= {"threads": torch.get_num_threads(), "device": state.device.type}
-        now |= {"processes": state.num_processes}
-        now = json.loads(json.dumps(now))  # as it will be read
+        around = {"git_revision": git_revision(), "python": sys.version.split()[0]}
+        around |= {"torch": torch.__version__, "transformers": transformers.__version__}
+        around |= {"threads": torch.get_num_threads(), "device": state.device.type}
+        around |= {"processes": state.num_processes}
+        now = json.loads(json.dumps(now | around))  # as it will be read
         was = read_record(args) or now  # again: another process may have begun here meanwhile
         names = [name for name in now if name not in FREE and was.get(name) != now[name]]
         changes = {name: f"{name} was {was.get(name)}, is {now[name]}" for name in names}
-        refused = [change for name, change in changes.items() if name not in TOLD]
+        refused = [change for name, change in changes.items() if name not in around]
         if refused:
             fail(f"--out {out}: {'; '.join(refused)}: repeat the run's own, or name another folder")
         for change in changes.values():
