@@ -311,6 +311,8 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
             _, texts[i], ends[i] = write_turn(tokenizer, messages, text, finished[i], **options)
             if text.strip() not in texts[i]:
                 raise ValueError(f"the chat template changes {name}: it writes {texts[i][-60:]!r}")
+    if names and (texts[0], ends[0]) == (texts[1], ends[1]):
+        raise ValueError("chosen and rejected are the same: there is nothing to prefer")
     return prompt, texts, ends, messages
 
 
@@ -386,10 +388,6 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
             if not final.isdisjoint(body):
                 told = "has a token in its text that ends a response; remove it there"
                 bad.setdefault(pair["row"], f"{name} {told}")
-    for pair in pairs:
-        if names == ("chosen", "rejected") and pair["chosen"] == pair["rejected"]:
-            told = "chosen and rejected are the same: there is nothing to prefer"
-            bad.setdefault(pair["row"], told)
     return pairs, bad
 
 
