@@ -397,10 +397,9 @@ def saved_pairs(rows: list[dict], tokenizer) -> tuple[list[dict], dict]:
     for number, row in enumerate(rows):
         pair = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
         for name, ids in pair.items():
-            if not isinstance(ids, list) or {type(i) for i in ids} != {int}:
-                bad.setdefault(number, f"{name}_ids must be a list of ids that is not empty")
-            elif min(ids) < 0 or max(ids) >= known:
-                bad.setdefault(number, f"{name}_ids has an id that is none of the model's")
+            right = isinstance(ids, list) and {type(i) for i in ids} == {int}
+            if not right or min(ids) < 0 or max(ids) >= known:
+                bad.setdefault(number, f"{name}_ids must be a list of the model's ids, not empty")
         if number not in bad:
             text = tokenizer.decode(pair["prompt"])
             pairs.append({"row": number, "text": text, **pair, "prompt": Prompt(pair["prompt"])})
@@ -925,8 +924,8 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
         print(f"{out}: this run is finished")
         raise SystemExit(0)
-    kept = [int(path.name) for path in out.glob("checkpoint/*") if path.name.isdigit()]
-    last = max(kept, default=0)
+    kept = out.glob("checkpoint/*[0-9]")  # whole ones; aside they have another name
+    last = max((int(path.name) for path in kept), default=0)
     if state.is_main_process:
         logs = [*out.glob("*.jsonl"), *out.glob("online_pairs/*.jsonl")]
         steps = {path.name: cut_back(path, last) for path in logs}.get("metrics.jsonl", 0)
