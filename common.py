@@ -467,9 +467,7 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
     for name in sorted(info["missing_keys"]):
         if not new_head or name.startswith(f"{model.base_model_prefix}."):
             fail(f"{source}: is no {what}: it has no weights for {name}")
-    if tokens > context_of(model):
-        told = f"reads at most {context_of(model)} tokens, {tokens} may be asked of it"
-        fail(f"{source}: {told}; lower the --max-...-tokens")
+    check_context(model, tokens)
     tokenizer.embeddings = model.get_input_embeddings().weight.shape[0]  # what may be sampled
     words = tokenizer.get_vocab().items()
     if max(i for word, i in words if word != tokenizer.unk_token) >= tokenizer.embeddings:
@@ -478,12 +476,15 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
     return model.eval(), tokenizer
 
 
-def context_of(model) -> float:
-    """The longest sequence that a model reads, in tokens; inf where its config has no limit."""
+def check_context(model, tokens: int) -> None:
+    """End the program where a model cannot read a sequence of so many tokens."""
     limit = getattr(model.config, "max_position_embeddings", None) or math.inf
     embeddings = getattr(model.base_model, "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    return limit if padding is None else limit - padding - 1  # RoBERTa counts from there
+    limit -= 0 if padding is None else padding + 1  # RoBERTa counts from there
+    if tokens > limit:
+        told = f"reads at most {limit} tokens, {tokens} may be asked of it"
+        fail(f"{model.name_or_path}: {told}; lower the --max-...-tokens")
 
 
 def load_policy(source: str, tokens: int):
@@ -637,10 +638,7 @@ def margin(
         prompts, first = own_ids(preference, prompts, first)
     eos, known = preference.tokenizer.eos_token_id, preference.scores
     a, b = sequences_to_compare(preference.pairwise, eos, prompts, first, second)
-    longest, context = max(map(len, a + b), default=0), context_of(preference.model)
-    if longest > context:
-        told = f"reads {context} tokens, a text has {longest}; lower the --max-...-tokens"
-        fail(f"{preference.model.name_or_path}: {told}")
+    check_context(preference.model, max(map(len, a + b), default=0))
     with torch.autocast(preference.model.device.type, enabled=False):  # fp32, whatever trains
         if keep_second and not preference.pairwise:
             known.update(score_all(preference, {tuple(s) for s in b} - known.keys()))
