@@ -76,10 +76,10 @@ def write_turn(tokenizer, messages: list[dict], answer: str, finished: bool, **o
     The response may have more than the answer: a space before it or behind it, or an empty thought.
     ValueError where the template would not write the answer behind its own prompt.
     """
+    options["tokenize"] = False
     turns = [*messages, {"role": "assistant", "content": answer}]
-    whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-    options["add_generation_prompt"] = True
-    prompt = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    whole = tokenizer.apply_chat_template(turns, **options)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
     if not whole.startswith(prompt):
         told = f"ends a prompt with {prompt[-30:]!r}, but writes an answer as {whole[-60:]!r}"
         raise ValueError(f"the chat template {told}; change it, or give chat_template_kwargs")
@@ -286,17 +286,15 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
     texts = [row[name] for name in names]
     if isinstance(prompt, list) or (names and all(isinstance(text, list) for text in texts)):
         messages, texts = split_messages(row, names)
-        options, tools = row.get("chat_template_kwargs") or {}, row.get("tools")
-        options = options | {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-        prompt = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **options
-        )
+        options, tools = dict(row.get("chat_template_kwargs") or {}), row.get("tools")
+        options["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+        options["tokenize"] = False
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
     elif len(names) == 2 and prompt is None and all(isinstance(text, str) for text in texts):
         halves = [text.rpartition("\n\nAssistant:") for text in texts]
         (prompt, mark, chosen), (other, _, rejected) = halves
         if not prompt or prompt != other:
-            told = "chosen and rejected share no prompt up to '\\n\\nAssistant:'"
-            raise ValueError(f"there is no prompt, and {told}")
+            raise ValueError("there is no prompt, nor a common one up to '\\n\\nAssistant:'")
         prompt, texts = prompt + mark, [chosen, rejected]
     finished = [row.get(f"{name}_finished") is not False for name in names]
     ends = [tokenizer.eos_token_id if ended else None for ended in finished]

@@ -219,7 +219,7 @@ UNREADABLE = {
     "unexpected end of data": ("a.csv", b'prompt,chosen\na,b\nc,"d\n'),
     "row 1 is no object with columns": ("a.json", b'[{"prompt": "a"}, 3]'),
     "there must be columns chosen and rejected, there are a, b": ("a.csv", b"a,b\nc,d\n"),
-    "row 0: .*share no prompt up to": ("a.jsonl", b'{"chosen": "a", "rejected": "b"}'),
+    "row 0: .*nor a common one up to": ("a.jsonl", b'{"chosen": "a", "rejected": "b"}'),
     "row 0: .*surrogates not allowed": ("a.jsonl", LINE.replace(b"ab", b"a\\ud800")),
     "Compressed file ended before": ("a.jsonl.gz", gzip.compress(LINE * 999)[:50]),
     "Parquet": ("a.parquet", LINE),
