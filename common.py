@@ -124,9 +124,7 @@ def encode(tokenizer, prompts: list[str], responses: list[str], ends: list[int |
         tail = whole[len(head) :]
         if whole[: len(head)] != head:
             tail = tokenizer(response, add_special_tokens=False).input_ids
-        if end is not None:
-            tail = [*tail, end]
-        tails.append(tail)
+        tails.append(tail if end is None else [*tail, end])
     return heads, tails
 
 
@@ -139,8 +137,7 @@ def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]], spec
     heads = dict.fromkeys(map(tuple, prompts))  # each is decoded once
     heads |= zip(heads, tokenizer.batch_decode(list(heads), **options))
     wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], **options)
-    ends = getattr(tokenizer, "ends", [tokenizer.eos_token_id])
-    finished = [not set(ends).isdisjoint(y[-1:]) for y in responses]
+    finished = [not set(tokenizer.ends).isdisjoint(y[-1:]) for y in responses]
     return [whole[len(heads[tuple(x)]) :] for x, whole in zip(prompts, wholes)], finished
 
 
@@ -485,6 +482,7 @@ def check_context(model, tokens: int) -> None:
         fail(f"{model.name_or_path}: {told}; lower the --max-...-tokens")
 
 
+@torch.no_grad()
 def load_policy(source: str, tokens: int):
     """(causal language model that can read `tokens` tokens, its tokenizer), folder or Hub name.
 
@@ -502,16 +500,15 @@ def load_policy(source: str, tokens: int):
     padded = torch.cat([ids[:, :1], ids], 1)
     mask = torch.ones_like(padded).index_fill(1, torch.tensor(0), 0)
     positions, cut = (mask.cumsum(1) - 1).clamp(min=0), min(ids.shape[1] // 2, 16) + 1
-    ends, pieces = torch.tensor([cut - 2, ids.shape[1] - 1]), []
+    last, pieces = torch.tensor([cut - 2, ids.shape[1] - 1]), []  # tokens of the two pieces
     try:
-        with torch.no_grad():
-            whole = model(ids, use_cache=False, logits_to_keep=ends).logits
-            cache = transformers.DynamicCache(config=model.config)
-            for part, end in ((slice(0, cut), cut), (slice(cut, None), len(mask[0]))):
-                read = {"attention_mask": mask[:, :end], "position_ids": positions[:, part]}
-                read |= {"past_key_values": cache, "logits_to_keep": 1}
-                pieces.append(model(padded[:, part], **read).logits)
-                cache.batch_select_indices(torch.tensor([0]))
+        whole = model(ids, use_cache=False, logits_to_keep=last).logits
+        cache = transformers.DynamicCache(config=model.config)
+        for part in (slice(0, cut), slice(cut, mask.shape[1])):
+            inputs = {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
+            inputs |= {"past_key_values": cache, "logits_to_keep": 1}
+            pieces.append(model(padded[:, part], **inputs).logits)
+            cache.batch_select_indices(torch.tensor([0]))
     except Exception as error:
         fail(f"{source}: is no {what} that can be sampled from ({first_line(error)})")
     if not whole.isfinite().all():
