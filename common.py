@@ -98,13 +98,11 @@ def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
     already, as a chat template may write it. Those that it puts behind a text are not.
     """
     distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return []
-    options = {"add_special_tokens": False, "return_attention_mask": False}
-    letter, marked = tokenizer("a", **options).input_ids, tokenizer("a").input_ids
+    letter, *bodies = tokenizer(["a", *distinct], add_special_tokens=False).input_ids
+    marked = tokenizer("a").input_ids  # with all special tokens
     first = marked[: marked.index(letter[0])] if letter else []
     ids, bos = {}, tokenizer.bos_token
-    for text, body in zip(distinct, tokenizer(distinct, **options).input_ids):
+    for text, body in zip(distinct, bodies):
         begun = bos is not None and text.startswith(bos)
         ids[text] = body if begun else first + body
     return [ids[text] for text in texts]
