@@ -46,8 +46,8 @@ class Prompt(list):
 
 
 def load_tokenizer(source: str):
-    """A tokenizer from a folder or a Hub name. Where it has no padding token, EOS pads: only masks
-    tell what is padding.
+    """A tokenizer from a folder or a Hub name. Where it has no padding token, EOS pads: masks alone
+    say what is padding.
 
     `turn_end` is the first special id that its chat template writes behind an answer, or EOS.
     `ends` are the ids that end a response: these two, and those that `load_policy` adds.
@@ -94,8 +94,8 @@ def write_turn(tokenizer, messages: list[dict], answer: str, finished: bool, **o
 def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
     """Ids of texts that begin with a prompt. Each distinct text is encoded once.
 
-    Special tokens that the tokenizer puts before a text are there, unless the text begins with BOS
-    already, as a chat template may write it. Those that it puts behind a text are not.
+    They begin with the special tokens that the tokenizer puts before a text, unless the text has
+    its BOS already, from a chat template. They do not end with those that it puts behind a text.
     """
     distinct = list(dict.fromkeys(texts))
     letter, *bodies = tokenizer(["a", *distinct], add_special_tokens=False).input_ids
@@ -385,13 +385,14 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
 
 
 def saved_pairs(rows: list[dict], tokenizer) -> tuple[list[dict], dict]:
-    """The same of pairs that an online run has saved as ids; equal responses may be among them."""
-    pairs, bad, known = [], {}, getattr(tokenizer, "embeddings", len(tokenizer))
+    """What encoded_pairs returns, of rows that an online run saved as ids. Here chosen and rejected
+    may be equal."""
+    pairs, bad, count = [], {}, getattr(tokenizer, "embeddings", len(tokenizer))
     for number, row in enumerate(rows):
         pair = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
         for name, ids in pair.items():
             right = isinstance(ids, list) and {type(i) for i in ids} == {int}
-            if not right or min(ids) < 0 or max(ids) >= known:
+            if not right or min(ids) < 0 or max(ids) >= count:
                 bad.setdefault(number, f"{name}_ids must be a list of the model's ids, not empty")
         if number not in bad:
             text = tokenizer.decode(pair["prompt"])
@@ -405,7 +406,7 @@ def generator(*key) -> torch.Generator:
     A resumed run needs no saved random state, and evaluating more often changes no training step.
     """
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # 63 bits
 
 
 def batch_order(
@@ -461,7 +462,7 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
         if not new_head or name.startswith(f"{model.base_model_prefix}."):
             fail(f"{source}: is no {what}: it has no weights for {name}")
     check_context(model, tokens)
-    tokenizer.embeddings = model.get_input_embeddings().weight.shape[0]  # what may be sampled
+    tokenizer.embeddings = model.get_input_embeddings().weight.shape[0]  # ids that may be sampled
     words = tokenizer.get_vocab().items()
     if max(i for word, i in words if word != tokenizer.unk_token) >= tokenizer.embeddings:
         told = f"its tokenizer has {len(tokenizer)} tokens, its model only {tokenizer.embeddings}"
@@ -673,9 +674,9 @@ def in_shares(count: int, batch_size: int, function) -> list:
 class Evaluation:
     """What a policy is measured on: the same in every run from one setup."""
 
-    prompts: list[Prompt]  # of the training data, then held-out ones
+    prompts: list[Prompt]  # as ids: training prompts, then held-out ones
     texts: list[str]  # the same as strings
-    train_count: int  # so many of them are training prompts
+    train_count: int  # how many of them are training prompts
     baseline: str  # "baseline": stored responses; "sft": the reference's own samples
     baseline_responses: list[list[int]]  # to each prompt
     pairs: list[dict]  # P preference pairs, for the policy's accuracy as a classifier
@@ -693,12 +694,12 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
     limits = args.max_prompt_tokens, args.max_response_tokens
     golden = load_preference_model(args.golden, tokenizer, limits, device)
     proxy = load_preference_model(args.proxy, tokenizer, limits, device)
-    stored = Path(args.setup or "no setup", "d_golden")
-    if stored.is_dir() and args.dataset != str(stored):  # --dataset is for training alone
-        pairs = load_pairs(str(stored), tokenizer, limits, args.on_bad_row)
-    known = [pair for pair in pairs if "chosen" in pair]  # prompts alone have no responses
-    known = random.Random(0).sample(known, min(args.eval_prompts, len(known)))
-    known.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))
+    own = str(Path(args.setup or "", "d_golden"))
+    if args.setup and args.dataset != own and Path(own).is_dir():  # --dataset is for training alone
+        pairs = load_pairs(own, tokenizer, limits, args.on_bad_row)
+    some = [pair for pair in pairs if "chosen" in pair]  # prompts alone have no responses
+    some = random.Random(0).sample(some, min(args.eval_prompts, len(some)))
+    some.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))
     if args.baseline is None:
         distinct = list({pair["text"]: pair for pair in pairs}.values())[: args.eval_prompts]
         prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
@@ -706,7 +707,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
         if golden or proxy:
             print(f"no --baseline: win rates are against SFT's own samples, {len(texts)} prompts")
             answers = respond(prompts)
-        return Evaluation(prompts, texts, len(texts), "sft", answers, known, golden, proxy)
+        return Evaluation(prompts, texts, len(texts), "sft", answers, some, golden, proxy)
 
     source = str(Path(args.baseline, "responses.jsonl"))
     rows, splits = load_rows(source), {"train": [], "test": []}
@@ -725,7 +726,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
         fail(f"{source}: has no row of the split train; win rate and KL need its prompts")
     prompts, texts, answers, ends = map(list, zip(*train, *test))
     responses = encode(tokenizer, texts, answers, ends)[1]
-    return Evaluation(prompts, texts, len(train), "baseline", responses, known, golden, proxy)
+    return Evaluation(prompts, texts, len(train), "baseline", responses, some, golden, proxy)
 
 
 def summarize(
