@@ -107,6 +107,7 @@ def test_text_would_not_give_back_the_ids(tmp_path):
     tokenizer.train_from_iterator(words, trainers.BpeTrainer(**special))
     special = {"pad_token": "<pad>", "eos_token": "<eos>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    tokenizer.ends = [1]
     prompts = [tokenizer("abcd").input_ids] * 40
     uniforms = torch.rand(80, 8, generator=torch.Generator().manual_seed(0))
     model = tiny_model(vocab_size=len(tokenizer))
@@ -126,8 +127,8 @@ def test_saved_pairs_of_another_model_are_refused(tmp_path):
     row = {"prompt_ids": [2], "chosen_ids": [3, 9], "rejected_ids": [4]}
     assert len(load_pairs(save(tmp_path, [row]), letter_tokenizer(), (8, 8), "error")) == 1
     for wrong, told in (
-        ({"chosen_ids": [3, 10]}, "chosen_ids has an id that is none of the model's"),
-        ({"prompt_ids": None}, "prompt_ids must be a list of ids that is not empty"),
+        ({"chosen_ids": [3, 10]}, "chosen_ids must be a list of the model's ids, not empty"),
+        ({"prompt_ids": None}, "prompt_ids must be a list of the model's ids, not empty"),
         ({"rejected_ids": [3] * 9}, "rejected has 9 tokens, --max-response-tokens is 8"),
     ):
         with pytest.raises(SystemExit, match=f"row 1: {told}"):
