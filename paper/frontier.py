@@ -130,6 +130,12 @@ def one_setup(runs: list[Run]) -> bool:
     return len({(run.args["model_sha256"], run.args["baseline_sha256"]) for run in runs}) == 1
 
 
+def grey_line(axes, height: float, name: str) -> None:
+    axes.axhline(height, color="grey", linestyle="--", linewidth=1, zorder=0)
+    place = (0, height), (6, 3), axes.get_yaxis_transform(), "offset points"
+    axes.annotate(name, *place, color="grey")
+
+
 def draw(axes, runs: list[Run], metric: str = "win_rate") -> None:
     """Evaluations with standard errors, the best at each KL, and lines at parity and at SFT."""
     farthest = max(row["kl"] for run in runs for row in run.evals)
@@ -145,18 +151,21 @@ def draw(axes, runs: list[Run], metric: str = "win_rate") -> None:
         line = {"color": run.color, "label": run.name, "linewidth": 2, "where": "post"}
         axes.step(budgets, [*best, best[-1]], **line)
     sft = [run.evals[0][metric] for run in runs if run.evals[0][metric] is not None]
-    lines = {"SFT": sum(sft) / len(sft)}
+    grey_line(axes, sum(sft) / len(sft), "SFT")
     if baseline_of(runs) != "SFT":
-        lines["baseline policy (parity)"] = 0.5
-    for name, height in lines.items():
-        axes.axhline(height, color="grey", linestyle="--", linewidth=1.1, zorder=0)
-        place = (0, height), (6, 3), axes.get_yaxis_transform(), "offset points"
-        axes.annotate(name, *place, color="grey", fontsize=11)
+        grey_line(axes, 0.5, "baseline policy (parity)")
     told = "points: evaluations; lines: the best with at most that KL"
-    axes.set(xscale="log", xlabel=f"KL(policy ‖ SFT) in nats, log scale\n{told}")
+    axes.set(xscale="log", xlabel=f"KL(policy ‖ SFT) in nats, log scale
+{told}")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
+
+
+def print_table(table: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for row in table:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 def main(args: Args) -> None:
@@ -182,7 +191,4 @@ def main(args: Args) -> None:
         print("these runs have not one setup: neither their KL nor their win rates compare")
     print("last evaluation of each run, and the best: mean ± standard error over prompts\n")
     results = [result(run) for run in runs]
-    table = [list(results[0]), *(list(row.values()) for row in results)]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for row in table:
-        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    print_table([list(results[0]), *(list(row.values()) for row in results)])

@@ -1,7 +1,5 @@
 """Optimum: how far can each loss take offline and online, when nothing but the loss limits it?
 
-    python -m paper optimum
-
 A tabular policy over many responses, ranked without ties by the golden preference model, u in
 [0, 1] a response's rank under mu, the policy that wrote the data and that training starts from.
 Labels are hard. Then, with g(u) = log pi(u) / mu(u) and h = g(u) - g(u') of a pair, u above u':
@@ -16,19 +14,10 @@ larger h lowers the loss of every pair. What stops such a run is its length, not
 So equal beta is not equal reach, and offline IPO near its optimum has not stalled: it is done.
 """
 
-from dataclasses import dataclass
 from math import expm1, log, log1p
-from pathlib import Path
 
 from paper import swept
-from paper.statistics import Arms, Report, gather, told
-
-SEEDS = swept.SEEDS
-
-
-@dataclass
-class Args:
-    pass
+from paper.statistics import Arms, Report, told
 
 
 def arms(seed: int) -> Arms:
@@ -38,43 +27,29 @@ def arms(seed: int) -> Arms:
     return {f"{side}, {b}": [swept.whole("ipo", side, rate, b, seed)] for side, b in pairs}
 
 
-@dataclass
-class Optimum:
-    kl: float  # KL(pi || mu) in nats
-    h: float  # mean h of pairs from mu, as D_golden's are
-
-
-def offline_ipo(beta: float) -> Optimum:
+def offline_ipo(beta: float) -> tuple[float, float]:
+    """(KL(pi || mu) in nats, mean h of pairs from mu, as D_golden's are)."""
     expected = 1 / -expm1(-1 / beta) - beta  # E of u under pi
     log_z = 1 / beta + log(-beta * expm1(-1 / beta))
-    return Optimum(expected / beta - log_z, 1 / (3 * beta))
+    return expected / beta - log_z, 1 / (3 * beta)
 
 
-def online_ipo(beta: float) -> Optimum:
-    """F solves F' = exp(F / beta) / Z with F(0) = 0 and F(1) = 1; under pi itself F is uniform."""
+def online_ipo(beta: float) -> tuple[float, float]:
+    """The same, where F' = exp(F / beta) / Z, F(0) = 0, F(1) = 1; under pi itself F is uniform."""
     share, count = -expm1(-1 / beta), 100_000
     ranks = [(i + 0.5) / count for i in range(count)]
     h = sum(-log1p(-share * u) * (2 * u - 1) for u in ranks) * 2 / count  # E |g(u) - g(u')|
-    return Optimum(1 / (2 * beta) + log(beta * share), h)
+    return 1 / (2 * beta) + log(beta * share), h
 
 
 def report(made: Report) -> None:
     lines = []
     for side, optimum in (("offline", offline_ipo), ("online", online_ipo)):
         for beta in sorted(swept.BETAS["ipo"], reverse=True):
-            found, runs = optimum(beta), made.groups[f"{side}, {beta}"]
+            (kl, h), runs = optimum(beta), made.groups[f"{side}, {beta}"]
             last = {seed: result["evals"][-1] for seed, (result,) in runs.items()}
-            h = {s: row["chosen_logratio"] - row["rejected_logratio"] for s, row in last.items()}
-            lines.append([f"IPO, {side}", beta, f"{found.kl:.2f}", f"{found.h:.2f}", told(h)])
-            made.numbers(f"IPO, {side}", "KL of the optimum", beta, {0: found.kl})
-            made.numbers(f"IPO, {side}", "mean h of the optimum", beta, {0: found.h})
-            made.numbers(f"IPO, {side}", "mean h measured", beta, h)
+            real = {s: row["chosen_logratio"] - row["rejected_logratio"] for s, row in last.items()}
+            lines.append([f"IPO, {side}", beta, f"{kl:.2f}", f"{h:.2f}", told(real)])
     lines.append(["DPO, hard labels", "any", "no finite optimum", "no finite optimum", ""])
     head = "loss", "beta", "KL, nats", "mean h on D_golden", "measured at the lowest rate"
     made.table(head, lines)
-
-
-def main(args: Args) -> None:
-    made = Report("optimum", gather(arms, SEEDS, None), Path())
-    report(made)
-    print(*made.parts)

@@ -1,4 +1,5 @@
-"""Write the generated parts of the findings page: tables and pictures of paper/results, and a CSV.
+"""Write the generated parts of the findings page: tables and pictures of paper/results. All win
+rates at all budgets go to a CSV file beside it.
 
 Each part stands between `<!-- QUESTION -->` and `<!-- end -->` on the page; the prose around it is
 by hand. A part whose marks are not there is printed instead. What has not been made is said.
@@ -8,34 +9,45 @@ import csv
 import json
 import re
 from dataclasses import dataclass
-from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import tyro
 
 from common import fail
-from paper import optimum, runs, swept
-from paper.statistics import Report, flat, gather
+from paper import beyond, board, hypotheses, optimum, runs, swept
+from paper.statistics import BUDGETS, BY, Question, Report, flat, gather
 
-NAMES = "coverage quality classification loss scale distance stories robustness".split()
-QUESTIONS = {"frontier": swept} | {name: import_module(f"paper.{name}") for name in NAMES}
+FEWER = swept.FEWER_SEEDS
+QUESTIONS = {
+    "pilot": Question(swept.pilot_arms, swept.pilot_report, swept.PILOT_SEEDS, None),
+    "frontier": Question(swept.arms, swept.report, swept.SEEDS, None),
+    "optimum": Question(optimum.arms, optimum.report, swept.SEEDS, None),
+    "coverage": Question(hypotheses.coverage, hypotheses.coverage_report, FEWER),
+    "quality": Question(hypotheses.quality, hypotheses.quality_report, FEWER),
+    "classification": Question(hypotheses.classification, hypotheses.classification_report, FEWER),
+    "loss": Question(hypotheses.loss, hypotheses.loss_report, FEWER),
+    "scale": Question(hypotheses.scale, hypotheses.scale_report, FEWER),
+    "robustness": Question(beyond.robustness, beyond.robustness_report, FEWER),
+    "distance": Question(beyond.distance, beyond.distance_report, beyond.DISTANCE_SEEDS),
+    "stories": Question(beyond.stories, beyond.stories_report, beyond.STORIES_SEEDS),
+    "board": Question(board.arms, board.report, board.SEEDS),
+}
 
 
 @dataclass
 class RunArgs:
     """Make the runs of experiments that are missing. Ended anywhere, the same call continues.
 
-    To keep all within 20 core-hours, secondary questions have three seeds and mostly 400 steps."""
+    To keep all but the board within 20 core-hours, secondary questions have three seeds."""
 
     questions: tyro.conf.Positional[tuple[str, ...]] = ()
-    """of frontier, coverage, quality, classification, loss, scale, distance, stories, robustness;
-    none: print what each costs, and make nothing"""
+    """of pilot, frontier, optimum, coverage, quality, classification, loss, scale, robustness,
+    distance, stories, board; none: print what each costs, and make nothing"""
     jobs: int = 2
     """runs at a time, each on one core"""
     limit_hours: float = float("inf")
     """end after so many hours; what is under way then continues with the next call"""
-    pilot: bool = False
-    """the pilot of the frontier instead, and what it decides"""
 
 
 @dataclass
@@ -49,38 +61,34 @@ def run(args: RunArgs) -> None:
         fail(f"{min(unknown)}: no such question; there are {', '.join(QUESTIONS)}")
     if args.jobs < 1 or not args.limit_hours > 0:
         fail("--jobs must be 1 or more, --limit-hours above 0")
-    asked, seconds, wanted, counted = {}, runs.measured(), {}, 0.0
-    if args.pilot or not args.questions:
-        asked["pilot"] = flat(swept.pilot_arms, swept.PILOT_SEEDS)
-    if not args.pilot:
-        chosen = {name: QUESTIONS[name] for name in args.questions or QUESTIONS}
-        asked |= {name: flat(question.arms, question.SEEDS) for name, question in chosen.items()}
-    for name, jobs in asked.items():
-        wanted |= dict.fromkeys(jobs)
-        hours = runs.estimate(runs.plan(wanted), seconds)
+    wanted, counted = [], 0.0
+    for name in args.questions or QUESTIONS:
+        jobs = flat(QUESTIONS[name].arms, QUESTIONS[name].seeds)
+        wanted += jobs
+        hours = runs.estimate(runs.plan(wanted))
         told = f"{sum(job.done for job in jobs)} of {len(jobs)} runs are there"
         print(f"{name}: {told}; the others about {hours - counted:.1f} core-hours")
         counted = hours
     print(f"together about {counted:.1f} core-hours, {counted / args.jobs:.1f} hours", flush=True)
-    if args.questions or args.pilot:
+    if args.questions:
         runs.make(wanted, args.jobs, args.limit_hours)
-    if args.pilot:
-        swept.pilot()
 
 
 def main(args: Args) -> None:
     path, rows = Path(args.page), []
     text = path.read_text() if path.exists() else ""
-    for name, question in {"optimum": optimum, **QUESTIONS}.items():
-        until = None if question in (swept, optimum) else runs.SHORT
-        groups = gather(question.arms, question.SEEDS, until)
+    for name, question in QUESTIONS.items():
+        groups = gather(question.arms, question.seeds, question.until)
         made = Report(name, groups, path.parent / "pictures")
         question.report(made)
-        jobs = flat(question.arms, question.SEEDS)
+        jobs = flat(question.arms, question.seeds)
         there = sum(job.result.exists() for job in jobs)
         if there < len(jobs):
             made.parts.insert(0, f"Not complete: {there} of {len(jobs)} runs have been made.")
-        part, rows = "\n\n".join(made.parts), rows + made.rows
+        part = "\n\n".join(made.parts)
+        for arm, by, k in product(groups, BY, BUDGETS):
+            for seed, won in made.won(arm, by, k).items():
+                rows.append((name, arm, seed, f"win rate, {by}", k, f"{won:.5g}"))
         marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
         if marks.search(text):
             text = marks.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
@@ -91,7 +99,7 @@ def main(args: Args) -> None:
     with open(path.with_suffix(".csv"), "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("question", "arm", "seed", "measure", "at", "value"))
-        table.writerows((*row[:-1], f"{row[-1]:.5g}") for row in rows)
+        table.writerows(rows)
     results = [json.loads(file.read_text()) for file in runs.RESULTS.rglob("*.json")]
     revisions = {result["revision"] for result in results}
     print(f"wrote {path.with_suffix('.csv')}: {len(rows)} numbers of {len(results)} results")

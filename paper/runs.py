@@ -4,7 +4,7 @@
 
 It prints an estimate, then makes what is missing: setups, runs and what lies between them. Ended at
 any moment, the same call continues. A finished run becomes paper/results/QUESTION/NAME.json, which
-is committed; of its folder only what other jobs read is kept. So a later call, on another machine
+is committed; its folder is kept only where other jobs read it. So a later call, on another machine
 too, continues from those files.
 """
 
@@ -20,12 +20,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import mean
 
 import torch
 
 from common import cut_back, fail, wins
-from paper.frontier import Run, ground_truth_scores, json_rows, load_runs
+from paper.frontier import MARKERS, Run, ground_truth_scores, json_rows, load_runs
 
 RESULTS = Path("paper/results")
 WORK = Path("runs/paper")
@@ -36,18 +35,15 @@ EVALUATION, BEGIN, SETUP = 2.2, 8, 200
 # texts are sampled. No GPU: its numbers are others.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ATEN_CPU_CAPABILITY": "avx2"}
 ENVIRONMENT |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+# A reader's script lies in any folder: it finds a common.py beside it, else ours
+PATHS = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")
+ENVIRONMENT |= {"PYTHONPATH": os.pathsep.join(filter(None, PATHS))}
+SCRIPTS = "ipo_hybrid.py", "rloo_online.py"
+SCRIPTS += tuple(f"{loss}_{side}.py" for loss in MARKERS for side in ("offline", "online"))
 
 # Steps of evaluations: dense early, where a run moves fastest. The last step is added.
 EVAL_AT = (5, 10, 20, 40, 80, 120, 160, 240, 320, 400, 560, 800, 1000, 1200, 1600)
 SHORT = 400  # steps of most secondary runs; of a longer run's saved pairs those of its first SHORT
-
-
-@cache
-def revision() -> str:
-    """One hash of the code that numbers follow from: the scripts, common.py and prepare/."""
-    files = [*Path().glob("*_*line.py"), Path("ipo_hybrid.py"), Path("common.py")]
-    files += Path("prepare").glob("*.py")
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
@@ -61,14 +57,15 @@ class Job:
     keeps: tuple[str, ...] = ()  # what others read of its folder
     seconds: float = 0  # an estimate, without
     steps: float = 0  # gradient steps of a run, counted as steps of the reviews task's own policy
+    home: Path | None = None  # of a reader's run: its folder and its result lie here
 
     @property
     def folder(self) -> Path:
-        return WORK / revision() / self.name
+        return (self.home or WORK / revision()) / self.name
 
     @property
     def result(self) -> Path:
-        return RESULTS / self.question / f"{self.name}.json"
+        return (self.home or RESULTS / self.question) / f"{self.name}.json"
 
     @property
     def done(self) -> bool:
@@ -83,13 +80,26 @@ class Job:
     @property
     def side(self) -> str:
         """Online, offline or hybrid; "" of what is no run of a script."""
-        return self.words[0].removesuffix(".py").partition("_")[2]
+        if not self.steps:
+            return ""
+        side = Path(self.words[0]).stem.rpartition("_")[2]
+        return side if side in SECONDS else "online"  # a reader's script has any name
+
+
+def source(jobs: Iterable[Job] = ()) -> str:
+    """One hash of the code that numbers follow from: ours, and the scripts that the jobs run."""
+    files = {*map(Path, (*SCRIPTS, "common.py")), *Path("prepare").glob("*.py")}
+    files |= {Path(job.words[0]) for job in jobs if job.steps}
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:10]
+
+
+revision = cache(source)  # of ours, once
 
 
 def setup(name: str, seed: int, *words, needs=(), seconds: float = SETUP) -> Job:
     """A setup by `python -m prepare`. It is whole when its last stage is there, one of two."""
-    words = tuple(map(str, ("-m", "prepare", "--seed", seed, *words)))
-    return Job(name, words, "", tuple(needs), ("proxy", "baseline"), seconds)
+    words = "-m", "prepare", "--seed", seed, *words
+    return Job(name, tuple(map(str, words)), "", tuple(needs), ("proxy", "baseline"), seconds)
 
 
 def stage(name: str, *words, needs=(), seconds: float, question: str = "") -> Job:
@@ -117,10 +127,7 @@ def evaluation(run: Run, row: dict) -> dict:
     "reach": the share of responses whose ground-truth score is at least the baseline's median.
     """
     answers = [answer for answer in run.answers(row["step"]) if answer["split"] == "train"]
-    won = {}
-    for by, column in (("golden", "win_rate_margin"), ("proxy", "proxy_win_rate_margin")):
-        if column in answers[0]:
-            won[by] = wins(torch.tensor([answer[column] for answer in answers]))
+    won = {"golden": wins(torch.tensor([answer["win_rate_margin"] for answer in answers]))}
     found, kept = ground_truth_scores(run, row["step"]), {}
     if found is not None:
         _, ours, baseline = found
@@ -149,21 +156,14 @@ def compact(job: Job) -> dict:
 
 
 def keep(job: Job) -> None:
-    """Write a finished job's result, and remove of its folder what no other job reads."""
+    """Write a finished job's result, and remove its folder where no other job reads it."""
     result = {"name": job.name, "revision": revision()}
     result |= compact(job) if job.side else json.loads((job.folder / "result.json").read_text())
-    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in result.items()]
-    if "evals" in result:  # a line an evaluation
-        rows = ",\n".join(map(json.dumps, result["evals"]))
-        lines[list(result).index("evals")] = f'"evals": [\n{rows}\n]'
     if "online_pairs" in job.keeps:
         cut_back(job.folder / "online_pairs/train.jsonl", SHORT)
     job.result.parent.mkdir(parents=True, exist_ok=True)
-    job.result.with_suffix(".partial").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    job.result.with_suffix(".partial").write_text(json.dumps(result) + "\n")
     job.result.with_suffix(".partial").replace(job.result)
-    for path in [path for path in job.folder.rglob("*") if path.is_file()]:
-        if not any(path.is_relative_to(job.folder / part) for part in job.keeps):
-            path.unlink()
     if not job.keeps:
         shutil.rmtree(job.folder)
 
@@ -187,19 +187,9 @@ def plan(jobs: Iterable[Job]) -> list[Job]:
     return list(order)
 
 
-def measured() -> dict[str, float]:
-    """{side: seconds a step}, of finished runs where there are some, else the constants."""
-    found: dict[str, list[float]] = {side: [] for side in SECONDS}
-    for path in RESULTS.rglob("*.json"):
-        result = json.loads(path.read_text())
-        if "seconds_a_step" in result:
-            found[result["args"]["script"].partition("_")[2]].append(result["seconds_a_step"])
-    return {side: mean(spent) if spent else SECONDS[side] for side, spent in found.items()}
-
-
-def estimate(jobs: Iterable[Job], seconds: dict[str, float] = SECONDS) -> float:
+def estimate(jobs: Iterable[Job]) -> float:
     """Core-hours."""
-    return sum(job.seconds + job.steps * seconds.get(job.side, 0) for job in jobs) / 3600
+    return sum(job.seconds + job.steps * SECONDS.get(job.side, 0) for job in jobs) / 3600
 
 
 def start(job: Job) -> subprocess.Popen:
@@ -210,20 +200,26 @@ def start(job: Job) -> subprocess.Popen:
         return subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | ENVIRONMENT)
 
 
+def last_line(log: str) -> str:
+    """What a program said last, beside its progress."""
+    lines = Path(log).read_text(errors="replace").splitlines()
+    return next((x for x in reversed(lines) if x.strip() and "%|" not in x), "").strip()
+
+
 def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> None:
     """Make the jobs that are missing, `workers` at a time, and end after `hours`.
 
     Where one fails, those that need it are left out, and the program ends with a line.
     """
-    waiting, running, failed, began = plan(jobs), {}, [], time.time()
+    planned, running, failed, began = plan(jobs), {}, [], time.time()
+    waiting, code = list(planned), source(planned)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: ended; the same call continues"))
-    count, code = len(waiting), revision()
     try:
         while waiting or running:
             blocked = {*waiting, *running, *failed}
             ready = [job for job in waiting if blocked.isdisjoint(job.needs)]
             for job in ready[: workers - len(running)]:
-                if revision.__wrapped__() != code:
+                if source(planned) != code:
                     fail("the code has changed since this call began; repeat it")
                 waiting.remove(job)
                 running[job] = start(job), time.time()
@@ -239,11 +235,12 @@ def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> 
                 del running[job]
                 if process.returncode:
                     failed.append(job)
-                    print(f"{job.name}: exit code {process.returncode}, see {job.folder}.log")
+                    told = f"exit code {process.returncode}: {last_line(f'{job.folder}.log')}"
+                    print(f"{job.name}: {told} (see {job.folder}.log)", flush=True)
                     continue
                 if job.question:
                     keep(job)
-                place = f"{count - len(waiting) - len(running)} of {count}"
+                place = f"{len(planned) - len(waiting) - len(running)} of {len(planned)}"
                 print(f"{place}: {job.name}, {time.time() - since:.0f} s", flush=True)
     finally:
         for process, _ in running.values():

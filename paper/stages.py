@@ -12,7 +12,7 @@ import torch
 import tyro
 
 import common
-from common import fail, generator, load_pairs, load_policy, load_rows, margin, run_command, wins
+from common import generator, load_pairs, load_policy, load_rows, margin, run_command, wins
 from ipo_online import Args as RunArgs
 from ipo_online import pair_logprobs, sample_all
 from prepare import whole_folder, write_rows
@@ -64,8 +64,6 @@ def classify(pairs: str, setup: str, policies: tuple[str, ...], out: str) -> Non
     reference, tokenizer = load_policy(f"{setup}/sft", sum(LIMITS))
     golden = common.load_preference_model(f"{setup}/golden", tokenizer, LIMITS, "cpu")
     rows, moments, count = load_pairs(pairs, tokenizer, LIMITS, "error"), 10, 64
-    if len(rows) < moments * count:
-        fail(f"{pairs}: has {len(rows)} pairs, {moments * count} are needed")
     ends = [len(rows) * (i + 1) // moments for i in range(moments)]
     asked = [row for end in ends for row in rows[end - count : end]]
     truth = margin(golden, *columns_of(asked)).sign()  # 1: as the proxy, which labelled the pair
@@ -88,13 +86,11 @@ def deeper(model: str, times: int, out: str) -> None:
     """A Llama of `times` as many layers that computes the same, and can learn more: behind each
     layer come copies of it that add 0 at first."""
     policy, tokenizer = load_policy(model, 1)
-    layers = []
-    for layer in policy.model.layers:
-        copies = [copy.deepcopy(layer) for _ in range(times - 1)]
-        for added in copies:
-            added.self_attn.o_proj.weight.data.zero_()
-            added.mlp.down_proj.weight.data.zero_()
-        layers += [layer, *copies]
+    layers = [copy.deepcopy(layer) for layer in policy.model.layers for _ in range(times)]
+    for i, layer in enumerate(layers):
+        if i % times:
+            layer.self_attn.o_proj.weight.data.zero_()
+            layer.mlp.down_proj.weight.data.zero_()
     policy.model.layers = torch.nn.ModuleList(layers)
     policy.config.num_hidden_layers = len(layers)
     with whole_folder(out) as folder:

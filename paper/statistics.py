@@ -13,8 +13,9 @@ from itertools import zip_longest
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
-from paper.frontier import plt
+from paper.frontier import grey_line, plt
 from paper.runs import SHORT, Job
 
 BUDGETS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12)  # nats
@@ -36,26 +37,20 @@ def flat(arms: Callable[[int], Arms], seeds: Iterable[int]) -> list[Job]:
     return [job for same in zip_longest(*by_seed) for job in same if job]
 
 
-def load(job: Job, until: int | None) -> dict | None:
-    """A job's result; None where it has not been made. until: of the frontier's runs, which are
-    longer than others, the evaluations up to that step."""
-    if not job.result.exists():
-        return None
-    result = json.loads(job.result.read_text())
-    if until and job.question in ("frontier", "pilot"):
-        result["evals"] = [row for row in result["evals"] if row["step"] <= until]
-    return result
-
-
 def gather(arms: Callable[[int], Arms], seeds: Iterable[int], until: int | None = SHORT) -> Groups:
-    """Results by arm and seed; a seed counts where all settings of the arm are there."""
+    """Results by arm and seed; a seed counts where all settings of the arm are there.
+
+    until: of the frontier's runs, which are longer than others, the evaluations up to that step.
+    """
     groups: Groups = {}
     for seed in seeds:
         for arm, jobs in arms(seed).items():
-            results = [load(job, until) for job in jobs]
             groups.setdefault(arm, {})
-            if results and None not in results:
-                groups[arm][seed] = results
+            if jobs and all(job.result.exists() for job in jobs):
+                groups[arm][seed] = results = [json.loads(job.result.read_text()) for job in jobs]
+                for job, result in zip(jobs, results):
+                    if until and job.question in ("frontier", "pilot"):
+                        result["evals"] = [e for e in result["evals"] if e["step"] <= until]
     return groups
 
 
@@ -88,22 +83,21 @@ def told(values: dict[int, float], sign: str = "") -> str:
     return f"{centre:{sign}.3f} [{centre - half:{sign}.3f}, {centre + half:{sign}.3f}]{star}"
 
 
+class Question(NamedTuple):
+    """An experiment: its runs on a seed, what is written of them, and its seeds."""
+
+    arms: Callable[[int], Arms]
+    report: Callable[["Report"], None]
+    seeds: Sequence[int]
+    until: int | None = SHORT  # as `gather` has it
+
+
 class Report:
-    """What a question writes: pictures, parts of the page in Markdown, rows of the CSV file."""
+    """What a question writes: pictures, and parts of the page in Markdown."""
 
     def __init__(self, question: str, groups: Groups, pictures: Path):
         self.question, self.groups, self.pictures = question, groups, pictures
         self.parts: list[str] = []
-        self.rows: list[tuple] = []  # question, arm, seed, measure, at, value
-        for arm in groups:
-            for by in BY:
-                for budget in BUDGETS:
-                    self.numbers(arm, f"win rate, {by}", budget, self.won(arm, by, budget))
-
-    def numbers(self, arm: str, measure: str, at, values: dict[int, float]) -> dict[int, float]:
-        """Rows of the CSV file from {seed: value}, which is returned."""
-        self.rows += [(self.question, arm, seed, measure, at, v) for seed, v in values.items()]
-        return values
 
     def won(self, arm: str, by: str, budget: float = AT) -> dict[int, float]:
         """{seed: win rate at a budget}."""
@@ -120,7 +114,7 @@ class Report:
         rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
         self.parts.append(f"{text}\n\n{rows}".strip())
 
-    def arms(self, arms: Iterable[str], against: str, text: str = "", at: float = AT) -> None:
+    def arms(self, arms: Iterable[str], against: str, at: float = AT) -> None:
         """A row an arm: win rates at a budget, and how far they are from one arm's."""
         head, lines = ["arm", "seeds"], []
         for by in BY:
@@ -130,17 +124,30 @@ class Report:
             for by in BY:
                 apart = told(self.lead(arm, against, by, at), "+") if arm != against else ""
                 lines[-1] += [told(self.won(arm, by, at)), apart]
-        self.table(head, lines, text)
+        self.table(head, lines)
 
-    def curves(self, arms: Iterable[str], name: str, title: str) -> None:
+    def sides(self, cases: Iterable[str], budgets: Iterable[float], text: str = "") -> None:
+        """A row for each case and verdict that are there: both sides' win rates, and the leads."""
+        lines = []
+        for case in cases:
+            sides = f"{case}, online", f"{case}, offline"
+            for by in BY:
+                leads = [told(self.lead(*sides, by, k), "+") for k in budgets]
+                if any(self.won(side, by) for side in sides):
+                    lines.append([case, by, *(told(self.won(side, by)) for side in sides), *leads])
+        head = ["", "by", f"online at {AT} nats", f"offline at {AT} nats"]
+        self.table([*head, *(f"online less offline at {k}" for k in budgets)], lines, text)
+
+    def curves(self, arms: Iterable[str], title: str, name: str = "") -> None:
         """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
         panels = {
             text: {arm: {k: [*self.won(arm, by, k).values()] for k in BUDGETS} for arm in arms}
             for by, text in BY.items()
         }
         axis = {"xlabel": "KL budget in nats, log scale", "ylabel": "win rate over the baseline"}
-        self.draw(panels, name, title, (0.5, "parity"), xscale="log", **axis)
+        self.draw(panels, name or self.question, title, (0.5, "parity"), xscale="log", **axis)
 
+    @plt.rc_context({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
     def draw(self, panels: dict, name: str, title: str, level: tuple, join=True, **axis) -> None:
         """A picture, {panel: {line: {x: values over seeds}}}: means with 95 % bands.
 
@@ -153,29 +160,21 @@ class Report:
         for axes, (panel, lines) in zip(all_axes[0], panels.items()):
             for (arm, line), (color, dashes, marker) in zip(lines.items(), STYLES):
                 points = sorted((x, *interval(values)) for x, values in line.items() if values)
-                xs, centre = [x for x, _, _ in points], [middle for _, middle, _ in points]
+                xs, centre, half = ([point[i] or 0 for point in points] for i in range(3))
+                low, high = ([c + s * h for c, h in zip(centre, half)] for s in (-1, 1))
                 style = {"color": color, "linestyle": dashes if join else "", "marker": marker}
                 axes.plot(xs, centre, label=arm, markersize=5, markerfacecolor="none", **style)
-                low, high = (
-                    [middle + sign * (half or 0) for _, middle, half in points] for sign in (-1, 1)
-                )
                 axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
-            axes.axhline(level[0], color="grey", linewidth=1, zorder=0)
-            place = (0.99, level[0]), (0, 2), axes.get_yaxis_transform(), "offset points"
-            axes.annotate(level[1], *place, ha="right", fontsize=9, color="grey")
+            grey_line(axes, *level)
             axes.set(**axis)
-            axes.set_title(panel, fontsize=10, loc="left")
-            axes.tick_params(labelsize=9)
-            axes.xaxis.label.set_size(10)
-            axes.yaxis.label.set_size(10)
+            axes.set_title(panel, loc="left")
+            axes.label_outer()
             if axes.get_xscale() == "log":
                 axes.set_xticks(sorted({x for line in lines.values() for x in line}))
                 axes.minorticks_off()
                 axes.xaxis.set_major_formatter("{x:g}")
-        for axes in all_axes[0][1:]:
-            axes.set_ylabel("")
-        all_axes[0][0].legend(frameon=False, fontsize=9)
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        all_axes[0][0].legend(frameon=False)
+        figure.suptitle(title, x=0.01, ha="left")
         self.pictures.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.pictures / f"{name}.png", dpi=150)  # 1,200 pixels wide
         plt.close(figure)

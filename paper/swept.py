@@ -15,13 +15,14 @@ all frontiers up to 8 nats are within 0.02 of those of 1,600. It also gives the 
 that five seeds can decide. Best-of-2 and RLOO, which is online only, have three seeds.
 """
 
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from statistics import mean, variance
 
 import ipo_online
 from paper.runs import SHORT, Job, run, setup
-from paper.statistics import AT, BUDGETS, BY, Arms, Report, T, gather, told
+from paper.statistics import AT, BUDGETS, BY, Arms, Report, T, gather
 
 SEEDS, PILOT_SEEDS = (11, 12, 13, 14, 15), (100, 101)
 FEWER_SEEDS = SEEDS[:3]  # of the secondary questions, which use these runs too
@@ -29,8 +30,9 @@ STEPS = 1600  # 800, where the pilot says that they do
 RATES = (0.3, 1)  # times the default
 BETAS = {"ipo": (0.02, 0.05, 0.1), "dpo": (0.2, 1), "slic": (0.1, 0.5)}
 RLOO_BETAS = (0.2, 1)  # h is drawn to margin / beta: as far as IPO at 0.02 and 0.1
-# Standard deviation over seeds of the difference at 4 nats, {by: sd}; the pilot prints it
-SPREAD: dict[str, float] = {}
+# what both sides have: (learning rate in defaults, beta); Best-of-2 has no beta
+SETTINGS = {loss: [(rate, beta) for rate in RATES for beta in BETAS[loss]] for loss in BETAS}
+SETTINGS |= {"bo2": [(1, None)], "rloo": [(1, beta) for beta in RLOO_BETAS]}
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2", "rloo": "RLOO"}
 # what the secondary questions read of a run: {(script, rate, beta): (flags, parts)}
 FINAL, EARLY = f"policies/{SHORT}", f"policies/{SHORT // 5}"
@@ -43,15 +45,6 @@ READ = {
 
 def reviews(seed: int) -> Job:
     return setup(f"reviews-{seed}", seed)
-
-
-def settings(loss: str) -> list[tuple[float, float | None]]:
-    """The list that both sides have: (learning rate in defaults, beta)."""
-    if loss == "bo2":
-        return [(1, None)]  # it has no beta
-    if loss == "rloo":
-        return [(1, beta) for beta in RLOO_BETAS]
-    return [(rate, beta) for rate in RATES for beta in BETAS[loss]]
 
 
 def flags(rate: float, beta: float | None) -> tuple:
@@ -79,7 +72,7 @@ def arms(seed: int) -> Arms:
     sides = [(loss, side) for loss in (*BETAS, "bo2") for side in ("online", "offline")]
     sides += [("rloo", "online")]
     return {
-        f"{NAMES[loss]}, {side}": [whole(loss, side, *one, seed) for one in settings(loss)]
+        f"{NAMES[loss]}, {side}": [whole(loss, side, *one, seed) for one in SETTINGS[loss]]
         for loss, side in sides
         if loss in BETAS or seed in FEWER_SEEDS  # Best-of-2 and RLOO are in no primary claim
     }
@@ -94,63 +87,52 @@ def pilot_arms(seed: int) -> Arms:
     }
 
 
-def pilot() -> None:
-    """Print what the pilot decides."""
-    whole, half = (
-        Report("pilot", gather(pilot_arms, PILOT_SEEDS, until), Path()) for until in (None, 800)
-    )
-    if any(len(by_seed) < len(PILOT_SEEDS) for by_seed in whole.groups.values()):
-        return print("not all runs of the pilot are made yet")
-    apart, spread = [], {}
-    for by in BY:
-        for arm in whole.groups:
-            for k in BUDGETS[:-1]:
-                one, other = (mean(some.won(arm, by, k).values()) for some in (whole, half))
-                apart.append((abs(one - other), f"{arm}, {by}, {k:g} nats"))
-        pairs = ("IPO, online", "IPO, offline"), ("DPO, online", "DPO, offline")
-        variances = [variance(whole.lead(*pair, by).values()) for pair in pairs]
-        spread[by] = round(sqrt(mean(variances)), 4)
-    farthest, where = max(apart)
-    verdict = "800 steps do" if farthest <= 0.02 else "800 steps do not do"
-    print(f"frontiers up to 8 nats are at most {farthest:.3f} apart ({where}): {verdict}")
-    print(f"SPREAD = {spread}")
+def pilot_report(made: Report) -> None:
+    """Whether 800 steps do."""
+    half = Report("", gather(pilot_arms, PILOT_SEEDS, 800), Path())
+    apart = [
+        (
+            abs(mean(whole.values()) - mean(half.won(arm, by, k).values())),
+            f"{arm}, {by}, {k:g} nats",
+        )
+        for arm, by, k in product(made.groups, BY, BUDGETS[:-1])
+        if (whole := made.won(arm, by, k))
+    ]
+    if apart:
+        far, where = max(apart)
+        verdict = "800 steps do" if far <= 0.02 else "800 steps do not do"
+        text = f"Frontiers up to 8 nats are at most {far:.3f} apart ({where}): {verdict}."
+        made.parts.append(text)
 
 
 def decidable(by: str) -> str:
-    """The smallest difference that five seeds can decide, if they spread as the pilot's do."""
-    if by not in SPREAD:
-        return "the pilot has not been made"
-    return f"{T[len(SEEDS) - 2] * SPREAD[by] / sqrt(len(SEEDS)):.3f}"
+    """The smallest difference at 4 nats that five seeds decide, if they spread as the pilot's."""
+    pilot = Report("", gather(pilot_arms, PILOT_SEEDS, None), Path())
+    leads = [pilot.lead(f"{name}, online", f"{name}, offline", by) for name in ("IPO", "DPO")]
+    if min(map(len, leads)) < len(PILOT_SEEDS):
+        return "not known, the pilot has not been made"
+    spread = sqrt(mean(variance(lead.values()) for lead in leads))
+    return f"{T[len(SEEDS) - 2] * spread / sqrt(len(SEEDS)):.3f}"
 
 
 def samples(made: Report) -> list[list[str]]:
     """What the best evaluation within the budget writes, of every arm's first seed."""
     lines = []
-    for arm in made.groups:
-        rows = [row for run in made.groups[arm].get(SEEDS[0], ()) for row in run["evals"]]
-        within = [row for row in rows if row["kl"] <= AT]
-        if within:
-            row = max(within, key=lambda row: row["win_rate"])
+    for arm, by_seed in made.groups.items():
+        rows = [row for run in by_seed.get(SEEDS[0], ()) for row in run["evals"] if row["kl"] <= AT]
+        if rows:
+            row = max(rows, key=lambda row: row["win_rate"])
             lines.append([arm, f"{row['kl']:.1f}", row["responses"][0]])
     return lines
 
 
 def report(made: Report) -> None:
-    claims, leads, columns = [], [], (1, 2, 3, AT, 8)
-    for loss in (*BETAS, "bo2"):
-        sides = [f"{NAMES[loss]}, {side}" for side in ("online", "offline")]
-        title = f"{NAMES[loss]}: both sides, every setting, {STEPS:,} steps"
-        made.curves(sides, f"frontier_{loss}", title)
-        for by in BY:
-            cells = {k: told(made.lead(*sides, by, k), "+") for k in columns}
-            leads.append([NAMES[loss], by, *cells.values()])
-            if loss in BETAS:
-                won = [told(made.won(side, by)) for side in sides]
-                claims.append([NAMES[loss], by, *won, cells[AT], decidable(by)])
-    head = "loss", "by", "online", "offline", "online less offline", "smallest decidable"
-    made.table(head, claims, f"The primary claims, at a budget of {AT} nats.")
-    head = "loss", "by", *(f"{k} nats" for k in columns)
-    made.table(head, leads, "Online less offline at every budget; Best-of-2 on three seeds.")
+    losses = {loss: NAMES[loss] for loss in (*BETAS, "bo2")}
+    for loss, name in losses.items():
+        title = f"{name}: both sides, every setting, {STEPS:,} steps"
+        made.curves([f"{name}, online", f"{name}, offline"], title, f"frontier_{loss}")
+    text = f"The claims, at a budget of {AT} nats, and other budgets."
+    made.sides(losses.values(), (AT, 1, 2, 3, 8), text)
+    smallest = [f"{by} {decidable(by)}" for by in BY]
+    made.parts.append(f"The smallest difference that five seeds decide: {', '.join(smallest)}.")
     made.table(("", "KL", "response"), samples(made), "Responses to one prompt, at that budget.")
-    online = [arm for arm in made.groups if "online" in arm]
-    made.arms(online, "DPO, online", "The online scripts beside each other.")

@@ -16,11 +16,12 @@ WRITTEN = [page for page in PAGES if page.name != "findings.md"]  # that one is 
 PROGRAMS = {f"{script}.py": script for script in SCRIPTS}
 PROGRAMS |= {"tools/diff.py": "tools.diff", "tools/report.py": "tools.report"}
 PROGRAMS |= {"-m prepare": "prepare.__main__", "-m paper frontier": "paper.frontier"}
+PROGRAMS |= {"-m paper board": "paper.board"}
 BENCHMARKS = [path.stem for path in (REPO / "benchmarks").glob("*.py")]
 PROGRAMS |= {f"benchmarks/{name}.py": f"benchmarks.{name}" for name in BENCHMARKS}
 OLD = "--start", "--judge", "--save-stream", "--sample-ahead", "--track", "--precision", "--device"
 OLD += "--gradient-accumulation-steps", "--compile", "embedded world", "opponent", "exact rule"
-NEW_LOSS = re.compile(r"\bexp_(offline|online)\.py|\bdocs/exp\.md")  # CONTRIBUTING makes them
+NEW_LOSS = re.compile(r"\bmine_online\.py")  # docs/your-loss.md makes it
 # names of other projects and of their data
 OTHERS = "cpo_alpha dpo_trainer.py gradient_accumulation_steps label_smoothing loss_type max_length"
 OTHERS += " max_new_tokens output_dir report_to resume_from_checkpoint save_steps score_chosen"

@@ -198,7 +198,9 @@ def test_an_encoder_scores_each_text_as_if_it_were_alone_or_is_refused(kind, tmp
     together = margin(golden, [[4] * 4] * 3, first, second)
     apart = [margin(golden, [[4] * 4], [a], [b]) for a, b in zip(first, second)]
     assert torch.allclose(together, torch.cat(apart), atol=1e-5) and together.abs().min() > 1e-4
-    with pytest.raises(SystemExit, match="reads 64 tokens, a text has 65; lower the --max"):
+    with pytest.raises(
+        SystemExit, match="reads at most 64 tokens, 65 may be asked of it; lower the --max"
+    ):
         margin(golden, [[4] * 4], [[2] * 61], [[3]])
 
 

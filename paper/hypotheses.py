@@ -1,0 +1,204 @@
+"""The five hypotheses of Tang et al. 2024 on why online is ahead, each a question with its arms.
+
+IPO at its defaults and 400 steps, where nothing else is said, on the first three seeds of the
+frontier, whose runs they read and share.
+"""
+
+from statistics import correlation, mean
+
+from paper import swept
+from paper.runs import SHORT, Job, run, stage
+from paper.statistics import BUDGETS, Arms, Report, told
+
+METHODS = ONLINE, SHUFFLED, OFFLINE = "online", "its pairs, shuffled", "offline, D_golden"
+
+
+def ipo(side: str, seed: int, rate: float = 1) -> Job:
+    return swept.whole("ipo", side, rate, 0.1, seed)
+
+
+def on_pairs(online: Job) -> tuple:
+    """The flags of an offline run on the pairs of an online one."""
+    return "--dataset", online.folder / "online_pairs"
+
+
+def coverage(seed: int) -> Arms:
+    """H1: is online ahead because its data cover more, or because they are fresh?
+
+    Figures 4 and 13: the online run's own pairs, shuffled, as an offline data set. The paper finds
+    that this improves little on plain offline, and that a little shuffling costs nothing. In their
+    order the pairs must give the online run again, to the bit.
+    """
+    online = ipo("online", seed)
+
+    def shuffled(shuffle: str | int, rate: float = 1) -> Job:
+        name = f"ipo_offline__online_pairs__shuffle={shuffle}__rate={rate:g}"
+        words = *on_pairs(online), "--shuffle", shuffle
+        words = "coverage", name, "ipo_offline", seed, *words
+        return swept.short(*words, rate=rate, needs=(online,))
+
+    made = {ONLINE: [online], "its pairs, in order": [shuffled("none")]}
+    made |= {f"its pairs, windows of {n}": [shuffled(n)] for n in (4, 50)}
+    made[SHUFFLED] = [shuffled("all", rate) for rate in swept.RATES]
+    made[OFFLINE] = [ipo("offline", seed, rate) for rate in swept.RATES]
+    for n in (10, 100):
+        words = f"ipo_online__sync={n}", "ipo_online", seed, "--sync-every", n
+        made[f"sampling every {n} steps"] = [swept.short("coverage", *words)]
+    hybrid = swept.short("coverage", "ipo_hybrid", "ipo_hybrid", seed)  # half and half
+    return made | {"half online, half D_golden": [hybrid]}
+
+
+def coverage_report(made: Report) -> None:
+    shown = [arm for arm in made.groups if arm in METHODS or "window" in arm]
+    made.curves(shown, "IPO: offline on the online run's own pairs")
+    made.arms(made.groups, ONLINE)
+
+
+def at_one_rate(seed: int) -> Arms:
+    """What H3 and H5 read of H1."""
+    return {arm: jobs[-1:] for arm, jobs in coverage(seed).items() if arm in METHODS}
+
+
+def quality(seed: int) -> Arms:
+    """H2: is offline behind because its data are poor?
+
+    Figures 5 and 12: pairs of better policies, labelled by the golden preference model, as offline
+    data. The paper finds that pairs of the final online policy help little, and that one side from
+    SFT, near to where training starts, matters more than quality or contrast. early: the online
+    policy after 80 steps; final: after 400.
+    """
+    setup, online = swept.reviews(seed), ipo("online", seed)
+    policies = {"sft": setup.folder / "sft", "early": online.folder / swept.EARLY}
+    policies["final"] = online.folder / swept.FINAL
+
+    def pairs(first: str, second: str) -> Job:
+        words = ["pairs", "--policies", policies[first], policies[second], "--seed", seed]
+        words += ["--golden", setup.folder / "golden", "--dataset", setup.folder / "d_golden"]
+        name = f"{seed}__pairs__{first}-{second}"
+        return stage(name, *words, "--count", 32 * SHORT, needs=(setup, online), seconds=80)
+
+    made = {ONLINE: [online], "D_golden": [ipo("offline", seed)]}
+    for sides in (("sft", "sft"), ("final", "final"), ("sft", "early"), ("early", "final")):
+        data = pairs(*sides)
+        words = f"ipo_offline__{'-'.join(sides)}", "ipo_offline", seed, "--dataset", data.folder
+        made[" against ".join(sides)] = [swept.short("quality", *words, needs=(data,))]
+    data, name = pairs("final", "final"), f"{seed}__ipo_offline__final-final__longer"
+    words = setup, seed, 4 * SHORT, *swept.flags(1, None), "--dataset", data.folder
+    longer = run("quality", name, "ipo_offline", *words, needs=(data,))
+    return made | {"final against final, 4 times the steps": [longer]}
+
+
+def quality_report(made: Report) -> None:
+    shown = [arm for arm in made.groups if "early against" not in arm]
+    made.curves(shown, "Offline IPO: which policies' pairs?")
+    made.arms(made.groups, "D_golden")
+
+
+SETTINGS = "offline, all settings"
+
+
+def classification(seed: int) -> Arms:
+    """H3: does who classifies better write better?
+
+    Figures 6 to 8. The paper finds: the proxy classifies what online samples better than any
+    policy, and less well as the policy drifts (6). Within offline runs accuracy on D_golden says
+    little about the win rate (7). Offline classifies D_golden better than online, which wins more;
+    the log-ratio of chosen responses falls, most for offline (8). All from runs that other
+    questions make; Figure 7 takes offline's evaluations behind the first 80 steps.
+    """
+    setup, online, offline = swept.reviews(seed), ipo("online", seed), ipo("offline", seed)
+    words = ["classify", "--pairs", online.folder / "online_pairs", "--setup", setup.folder]
+    words += ["--policies", online.folder / swept.FINAL, offline.folder / swept.FINAL]
+    told = {"needs": (setup, online, offline), "seconds": 15, "question": "classification"}
+    classified = stage(f"{seed}__classified", *words, **told)
+    settings = swept.arms(seed)["IPO, offline"]
+    return at_one_rate(seed) | {SETTINGS: settings, "classified": [classified]}
+
+
+def within(results: list[dict]) -> float:
+    """The correlation of accuracy and golden's win rate over the evaluations of runs."""
+    rows = [row for result in results for row in result["evals"] if row["step"] >= 80]
+    return correlation([row["accuracy"] for row in rows], [row["win_rate"] for row in rows])
+
+
+def classification_report(made: Report) -> None:
+    found = {seed: result["accuracy"] for seed, (result,) in made.groups["classified"].items()}
+    curves = {
+        who: {(i + 1) / 10: [right[who][i] for right in found.values()] for i in range(10)}
+        for who in next(iter(found.values()), ())
+    }
+    axis = {"xlabel": "share of the online run", "ylabel": "agreement with golden"}
+    title = "Who tells the better of the pairs that online samples?"
+    made.draw({"": curves}, "classification", title, (0.5, "chance"), **axis)
+
+    columns, lines = ("accuracy", "chosen_logratio", "rejected_logratio", "win_rate"), []
+    for arm in METHODS:
+        last = {seed: results[0]["evals"][-1] for seed, results in made.groups[arm].items()}
+        cells = ({seed: row[name] for seed, row in last.items()} for name in columns)
+        lines.append([arm, *map(told, cells)])
+    made.table([f"after {SHORT} steps", *columns], lines)
+    proxy = {seed: right["proxy"] for seed, right in found.items()}
+    decay = {seed: mean(right[-2:]) - mean(right[:2]) for seed, right in proxy.items()}
+    made.parts.append(f"The proxy, last fifth less first fifth of the run: {told(decay, '+')}.")
+    seven = {seed: within(results) for seed, results in made.groups[SETTINGS].items()}
+    made.parts.append(f"Accuracy and win rate within offline runs correlate: {told(seven, '+')}.")
+
+
+def loss(seed: int) -> Arms:
+    """H4: is it the contrastive loss?
+
+    Figure 9: the same with Best-of-2, which is fine-tuning on the better response of each pair. The
+    paper finds online ahead of offline on two of three tasks, and offline on the online run's
+    shuffled pairs level with online.
+    """
+    online, offline = (swept.whole("bo2", side, 1, None, seed) for side in ("online", "offline"))
+    words = "bo2_offline__online_pairs", "bo2_offline", seed, *on_pairs(online)
+    shuffled = swept.short("loss", *words, needs=(online,))
+    return dict(zip(METHODS, ([online], [shuffled], [offline])))
+
+
+def loss_report(made: Report) -> None:
+    made.curves(made.groups, "Best-of-2: no contrast in the loss")
+    made.arms(made.groups, ONLINE)
+
+
+# parameters in thousands: (the untrained model of a setup, what a step costs)
+SIZES = {28: ("untrained_small", 0.7), 115: ("untrained", 1), 467: ("untrained_golden", 2.6)}
+
+
+def scale(seed: int) -> Arms:
+    """H5: does the gap close with a larger policy?
+
+    Figures 10, 11 and 14. The paper finds that it does not: the gap persists at all sizes, online's
+    peak rises with the size, and the online run's shuffled pairs close most of the gap.
+    Three sizes, each four times the one before, one SFT each; the preference models and the
+    baseline policy stay. A budget of 12 nats stands for the peak.
+    """
+    made = {}
+    for size in SIZES:
+        methods = at_one_rate(seed) if size == 115 else of_size(size, seed)
+        made |= {f"{size} thousand, {method}": jobs for method, jobs in methods.items()}
+    return made
+
+
+def of_size(size: int, seed: int) -> Arms:
+    setup, (untrained, cost) = swept.reviews(seed), SIZES[size]
+    words = ["sft", "--model", setup.folder / untrained, "--dataset", setup.folder / "d_initial"]
+    name = f"{seed}__sft__{size}k"
+    sft = stage(name, *words, "--seed", seed, needs=(setup,), seconds=45 * cost)
+
+    def made(script: str, data: str, *words, needs=(), keeps=()) -> Job:
+        words = "scale", f"{script}__{data}__{size}k", script, seed, "--model", sft.folder, *words
+        return swept.short(*words, needs=(sft, *needs), keeps=keeps, cost=cost)
+
+    online = made("ipo_online", "online", "--save-pairs", keeps=("online_pairs",))
+    shuffled = made("ipo_offline", "online_pairs", *on_pairs(online), needs=(online,))
+    return dict(zip(METHODS, ([online], [shuffled], [made("ipo_offline", "d_golden")])))
+
+
+def scale_report(made: Report) -> None:
+    shown = [arm for arm in made.groups if "shuffled" not in arm]
+    made.curves(shown, "IPO: three sizes of the policy")
+    for size in SIZES:
+        arms = [f"{size} thousand, {method}" for method in METHODS]
+        made.arms(arms, arms[0], at=BUDGETS[-1])
