@@ -634,7 +634,7 @@ def margin(
     a, b = sequences_to_compare(preference.pairwise, eos, prompts, first, second)
     check_context(preference.model, max(map(len, a + b), default=0))
     with torch.autocast(preference.model.device.type, enabled=False):  # fp32, whatever trains
-        if keep_second and not preference.pairwise:
+        if keep_second and not preference.pairwise:  # apart: a resumed run must get the same digits
             known.update(score_all(preference, {tuple(s) for s in b} - known.keys()))
         values = known | score_all(preference, {tuple(s) for s in a + b} - known.keys())
     return torch.tensor([values[tuple(s)] - values[tuple(t)] for s, t in zip(a, b)])
