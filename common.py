@@ -862,7 +862,7 @@ def read_record(args) -> dict:
     """args.json of the run in --out, {} for a new run; no other folder may be written."""
     out = Path(args.out)
     if not (out / "args.json").exists():
-        if {path.name for path in out.glob("*")} - {"args.partial", ".lock"}:
+        if out.is_file() or {path.name for path in out.glob("*")} - {"args.partial", ".lock"}:
             fail(f"--out {out}: holds something that is no run; name another folder")
         return {}
     if not args.resume:

@@ -89,6 +89,7 @@ WRONG = [
     ("--max-response-tokens 3", "SETUP/d_golden: row 0: chosen has "),
     ("--wandb", "--wandb needs "),
     ("--out SETUP", "--out SETUP: holds something that is no run; name another folder"),
+    ("--out RUN/args.json", "--out RUN/args.json: holds something that is no run"),
     ("--out RUN", "--out RUN: holds a run; name another folder, or continue it with --resume"),
 ]
 
