@@ -546,9 +546,9 @@ def load_preference_model(source: str | None, policy_tokenizer, limits: tuple[in
     same &= tokenizer.eos_token == policy_tokenizer.eos_token
     same &= tokenizer.chat_template in (None, policy_tokenizer.chat_template)
     same &= getattr(policy_tokenizer, "embeddings", 0) <= tokenizer.embeddings
-    if same:
-        policy_tokenizer = None
-    return PreferenceModel(model.to(device), tokenizer, policy_tokenizer, pairwise)
+    return PreferenceModel(
+        model.to(device), tokenizer, None if same else policy_tokenizer, pairwise
+    )
 
 
 def score(model, sequences: list[list[int]]) -> torch.Tensor:
@@ -572,9 +572,7 @@ def score_all(preference: PreferenceModel, sequences) -> dict[tuple, float]:
     size = 32 if model.device.type == "cpu" else 128  # what fits a CPU's cache is faster
     for i in range(0, len(distinct), size):
         scores = score(model, distinct[i : i + size])
-        if preference.pairwise:
-            scores = scores.sigmoid()
-        values += scores.tolist()
+        values += (scores.sigmoid() if preference.pairwise else scores).tolist()
     if not all(map(math.isfinite, values)):
         fail(f"{model.name_or_path}: gives a text a score that is no finite number")
     return dict(zip(distinct, values))
