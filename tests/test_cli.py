@@ -157,6 +157,13 @@ def test_a_run_that_began_while_models_were_loaded_is_not_written_over(runs, tmp
     assert bytes_of(tmp_path) == before
 
 
+def test_resume_means_the_default_folder_too(setup, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ipo_offline.Args(setup=str(setup), resume=True)
+    common.check_args(args, "ipo_offline", ("model",))
+    assert args.out == f"runs/{setup.name}/ipo_offline__1"
+
+
 def test_a_loss_that_is_no_number_names_its_step(setup, tmp_path):
     words = ["--setup", setup, *SHORT, "--learning-rate", 1e30, "--out", tmp_path / "run"]
     told = call("ipo_online.py", *words, code=1).stderr
