@@ -315,11 +315,9 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
     return prompt, texts, ends, messages
 
 
-def load_pairs(
-    source: str, tokenizer, limits: tuple, on_bad_row: str, split="train", prompts_alone=False
-) -> list[dict]:
-    """Preference pairs: `prompt`, `chosen` and `rejected` as ids, `text` the prompt as a string,
-    `row` its number, `margin` a preference model's, or nan. Saved online pairs have ids already.
+def load_pairs(source: str, tokenizer, limits, on_bad_row, split="train", prompts_alone=False):
+    """A list of pairs: `prompt`, `chosen`, `rejected` as ids, `text` the prompt as a string, `row`
+    its number, `margin` a preference model's, or nan. Saved online pairs have ids already.
 
     limits: of a prompt and of a response, in tokens.
     prompts_alone: a column prompt is enough; there is no chosen and rejected then.
@@ -416,10 +414,8 @@ def generator(*key) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # 63 bits
 
 
-def batch_order(
-    rows: int, batch_size: int, steps: int, seed: int, shuffle: str | int = "all"
-) -> list[list[int]]:
-    """The rows of each step, (steps, batch_size), epoch after epoch.
+def batch_order(rows: int, batch_size: int, steps: int, seed: int, shuffle: str | int = "all"):
+    """Lists of the rows of each step, (steps, batch_size), epoch after epoch.
 
     shuffle "all" permutes each epoch, "none" keeps the order of the data, a number N permutes
     within windows of N batches. A shorter run is a prefix of a longer one. Scripts with equal seed
@@ -652,7 +648,7 @@ def margin(
     a, b = sequences_to_compare(preference.pairwise, eos, prompts, first, second)
     check_context(preference.model, max(map(len, a + b), default=0))
     with torch.autocast(preference.model.device.type, enabled=False):  # fp32, whatever trains
-        if keep_second and not preference.pairwise:
+        if keep_second and not preference.pairwise:  # apart: a resumed run must get the same digits
             known.update(score_all(preference, {tuple(s) for s in b} - known.keys()))
         values = known | score_all(preference, {tuple(s) for s in a + b} - known.keys())
     return torch.tensor([values[tuple(s)] - values[tuple(t)] for s, t in zip(a, b)])
@@ -747,9 +743,7 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
     return Evaluation(prompts, texts, len(train), "baseline", responses, some, golden, proxy)
 
 
-def summarize(
-    evaluation: Evaluation, tokenizer, step, responses, kl: list, logratios: torch.Tensor, size: int
-) -> tuple[dict, list[dict]]:
+def summarize(evaluation, tokenizer, step: int, responses, kl: list, logratios, size: int):
     """(a row of evals.jsonl, the rows behind it: one a prompt) of a policy after `step` updates.
 
     responses: ids, to each prompt. kl: of the first of them. logratios: (P, 2), of chosen and
@@ -886,7 +880,7 @@ def read_record(args) -> dict:
     """args.json of the run in --out, {} for a new run; no other folder may be written."""
     out = Path(args.out)
     if not (out / "args.json").exists():
-        if {path.name for path in out.glob("*")} - {"args.partial", ".lock"}:
+        if out.is_file() or {path.name for path in out.glob("*")} - {"args.partial", ".lock"}:
             fail(f"--out {out}: holds something that is no run; name another folder")
         return {}
     if not args.resume:

@@ -153,7 +153,7 @@ def response_logprobs(model, ids: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def sequence_logprob(model, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(N,) log pi(y | x) of (N, L) ids, summed over the response: the (N, W) mask is 1 there."""
+    """(N,) log pi(y | x) of (N, L) ids: a sum over response and EOS, where the (N, W) mask is 1."""
     logprobs = response_logprobs(model, ids, mask.shape[1])
     tokens = ids[:, -mask.shape[1] :, None]  # (N, W, 1)
     return (logprobs.gather(2, tokens).squeeze(2) * mask).sum(1)

@@ -155,8 +155,7 @@ def draw(axes, runs: list[Run], metric: str = "win_rate") -> None:
     if baseline_of(runs) != "SFT":
         grey_line(axes, 0.5, "baseline policy (parity)")
     told = "points: evaluations; lines: the best with at most that KL"
-    axes.set(xscale="log", xlabel=f"KL(policy ‖ SFT) in nats, log scale
-{told}")
+    axes.set(xscale="log", xlabel=f"KL(policy ‖ SFT) in nats, log scale\n{told}")
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")

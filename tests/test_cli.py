@@ -89,6 +89,7 @@ WRONG = [
     ("--max-response-tokens 3", "SETUP/d_golden: row 0: chosen has "),
     ("--wandb", "--wandb needs "),
     ("--out SETUP", "--out SETUP: holds something that is no run; name another folder"),
+    ("--out RUN/args.json", "--out RUN/args.json: holds something that is no run"),
     ("--out RUN", "--out RUN: holds a run; name another folder, or continue it with --resume"),
 ]
 
@@ -154,6 +155,13 @@ def test_a_run_that_began_while_models_were_loaded_is_not_written_over(runs, tmp
             common.begin_run(args, "ipo_offline", [])
         common.LOCKS.pop().release()
     assert bytes_of(tmp_path) == before
+
+
+def test_resume_means_the_default_folder_too(setup, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ipo_offline.Args(setup=str(setup), resume=True)
+    common.check_args(args, "ipo_offline", ("model",))
+    assert args.out == f"runs/{setup.name}/ipo_offline__1"
 
 
 def test_a_loss_that_is_no_number_names_its_step(setup, tmp_path):
