@@ -3,6 +3,7 @@
 python -m paper frontier RUN...     draw given runs: KL to SFT against win rate, and a table
 python -m paper run QUESTION...     make the runs of experiments, after an estimate of their cost
 python -m paper board SCRIPT        your own loss beside ours
+python -m paper optimum             how far IPO can go: KL and h of its optimum at a beta
 python -m paper page                tables and pictures of docs/findings.md, and one CSV file
 """
 
@@ -11,11 +12,12 @@ import sys
 import tyro
 
 from common import fail, run_command
-from paper import board, frontier, page
+from paper import board, frontier, optimum, page
 
 COMMANDS = {"frontier": (frontier.Args, frontier.main, frontier.__doc__)}
 COMMANDS |= {"run": (page.RunArgs, page.run, page.RunArgs.__doc__)}
 COMMANDS |= {"board": (board.Args, board.main, board.__doc__)}
+COMMANDS |= {"optimum": (optimum.Args, optimum.main, optimum.__doc__)}
 COMMANDS |= {"page": (page.Args, page.main, page.__doc__)}
 
 if __name__ == "__main__":

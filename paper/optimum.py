@@ -14,10 +14,18 @@ larger h lowers the loss of every pair. What stops such a run is its length, not
 So equal beta is not equal reach, and offline IPO near its optimum has not stalled: it is done.
 """
 
+from dataclasses import dataclass
 from math import expm1, log, log1p
 
+from common import fail
 from paper import swept
 from paper.statistics import Arms, Report, told
+
+
+@dataclass
+class Args:
+    beta: tuple[float, ...] = (0.1, 0.05, 0.02)
+    """betas of IPO"""
 
 
 def arms(seed: int) -> Arms:
@@ -53,3 +61,12 @@ def report(made: Report) -> None:
     lines.append(["DPO, hard labels", "any", "no finite optimum", "no finite optimum", ""])
     head = "loss", "beta", "KL, nats", "mean h on D_golden", "measured at the lowest rate"
     made.table(head, lines)
+
+
+def main(args: Args) -> None:
+    print("beta   offline: KL, mean h   online: KL, mean h   (nats)")
+    for beta in args.beta:
+        if not 0.005 <= beta <= 10:
+            fail(f"--beta {beta}: must be from 0.005 to 10")
+        (kl, h), (online_kl, online_h) = offline_ipo(beta), online_ipo(beta)
+        print(f"{beta:<6g} {kl:8.2f} {h:10.2f} {online_kl:15.2f} {online_h:9.2f}")

@@ -17,6 +17,7 @@ PROGRAMS = {f"{script}.py": script for script in SCRIPTS}
 PROGRAMS |= {"tools/diff.py": "tools.diff", "tools/report.py": "tools.report"}
 PROGRAMS |= {"-m prepare": "prepare.__main__", "-m paper frontier": "paper.frontier"}
 PROGRAMS |= {"-m paper board": "paper.board"}
+PROGRAMS |= {"-m paper optimum": "paper.optimum"}
 BENCHMARKS = [path.stem for path in (REPO / "benchmarks").glob("*.py")]
 PROGRAMS |= {f"benchmarks/{name}.py": f"benchmarks.{name}" for name in BENCHMARKS}
 OLD = "--start", "--judge", "--save-stream", "--sample-ahead", "--track", "--precision", "--device"
