@@ -81,6 +81,18 @@ def test_the_index_has_every_page():
     assert set(re.findall('href="(.+?)"', (docs / "index.html").read_text())) == pages
 
 
+def words(page) -> int:
+    """Words of prose and tables, without fenced blocks."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    return sum(bool(re.search(r"\w", word)) for word in text.split())
+
+
+def test_pages_are_short():
+    assert words(REPO / "README.md") <= 700
+    pages = [words(page) for page in WRITTEN if page.parent.name == "docs"]
+    assert max(pages) <= 1100 and sum(pages) <= 12_000
+
+
 def test_every_picture_is_on_a_page():
     text = "\n".join(page.read_text() for page in PAGES)
     assert [path.name for path in (REPO / "docs/pictures").iterdir() if path.name not in text] == []
