@@ -346,7 +346,7 @@ def load_pairs(source: str, tokenizer, limits, on_bad_row, split="train", prompt
         if on_bad_row == "error":
             told = "--on-bad-row skip leaves them out; a replay needs them all"
             fail(f"{source}: {first} ({count} cannot be used; {told})")
-        print(f"{source}: {count} left out, the first is {first}")
+        PartialState().print(f"{source}: {count} left out, the first is {first}")
     kept = [pair for pair in pairs if pair["row"] not in bad]
     return kept or fail(f"{source}: no usable row")
 
@@ -719,7 +719,8 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
         prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
         answers = []
         if golden or proxy:
-            print(f"no --baseline: win rates are against SFT's own samples, {len(texts)} prompts")
+            told = f"win rates are against SFT's own samples, {len(texts)} prompts"
+            PartialState().print(f"no --baseline: {told}")
             answers = respond(prompts)
         return Evaluation(prompts, texts, len(texts), "sft", answers, some, golden, proxy)
 
@@ -926,7 +927,7 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
     state.wait_for_everyone()
     if (out / "policy").exists():
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
-        print(f"{out}: this run is finished")
+        state.print(f"{out}: this run is finished")
         raise SystemExit(0)
     kept = out.glob("checkpoint/*[0-9]")  # whole ones; aside they have another name
     last = max((int(path.name) for path in kept), default=0)
