@@ -135,7 +135,8 @@ def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]], spec
     heads = dict.fromkeys(map(tuple, prompts))  # each is decoded once
     heads |= zip(heads, tokenizer.batch_decode(list(heads), **options))
     wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], **options)
-    finished = [not set(tokenizer.ends).isdisjoint(y[-1:]) for y in responses]
+    ends = getattr(tokenizer, "ends", [tokenizer.eos_token_id])
+    finished = [not set(ends).isdisjoint(y[-1:]) for y in responses]
     return [whole[len(heads[tuple(x)]) :] for x, whole in zip(prompts, wholes)], finished
 
 

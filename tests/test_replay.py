@@ -107,7 +107,6 @@ def test_text_would_not_give_back_the_ids(tmp_path):
     tokenizer.train_from_iterator(words, trainers.BpeTrainer(**special))
     special = {"pad_token": "<pad>", "eos_token": "<eos>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-    tokenizer.ends = [1]
     prompts = [tokenizer("abcd").input_ids] * 40
     uniforms = torch.rand(80, 8, generator=torch.Generator().manual_seed(0))
     model = tiny_model(vocab_size=len(tokenizer))

@@ -250,7 +250,8 @@ def test_what_is_not_finite_is_never_kept(setup, tmp_path):
     """Neither a run's policy nor a stage of prepare, whether a step follows or not."""
     made, loss = (setup / "sft", setup / "d_golden", tmp_path / "model"), "step 1: the loss is "
     rates = {"sft_learning_rate": 1e39, "preference_learning_rate": 1e39}
-    for steps, *told in ((1, "step 1: the KL", "-log pi", "no finite"), (3, loss, loss, loss)):
+    diverged = (3, loss, "sft: step 1: loss nan", "step 1: loss or gradient is no finite number")
+    for steps, *told in ((1, "step 1: the KL", "-log pi", "no finite"), diverged):
         run, size = tmp_path / str(steps), ["--steps", steps, "--learning-rate", 1e39, *FEW]
         done = call("ipo_online.py", "--setup", setup, *size, "--out", run, code=1)
         assert told[0] in done.stderr and not [*run.glob("checkpoint"), *run.glob("policy")]
