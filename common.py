@@ -47,10 +47,10 @@ class Prompt(list):
 
 
 def load_tokenizer(source: str):
-    """A tokenizer from a folder or a Hub name. Where it has no padding token, EOS pads: only masks
-    tell what is padding.
+    """A tokenizer from a folder or a Hub name. Where it has no padding token, EOS pads: masks alone
+    say what is padding.
 
-    `turn_end` is the id that its chat template writes behind an answer, EOS where it writes none.
+    `turn_end` is the first special id that its chat template writes behind an answer, or EOS.
     `ends` are the ids that end a response: these two, and those that `load_policy` adds.
     """
     tokenizer = from_pretrained(AutoTokenizer, source, "tokenizer")
@@ -58,51 +58,51 @@ def load_tokenizer(source: str):
         fail(f"{source}: its tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.turn_end, closing = tokenizer.eos_token_id, ""
-    talk = [{"role": role, "content": "4"} for role in ("system", "user", "assistant")]
+    tokenizer.turn_end, told = tokenizer.eos_token_id, ""
+    talk = [{"role": role, "content": "Four."} for role in ("system", "user", "assistant")]
     for turns in (talk, talk[1:]):
         with contextlib.suppress(Exception):  # no chat template, or one that wants other messages
-            closing = write_turn(tokenizer, turns)[1].partition("4")[2]
-    added = tokenizer.added_tokens_decoder.items()
-    found = [(closing.find(token.content), i) for i, token in added if token.special]
-    found = [(place, i) for place, i in found if place >= 0]
-    tokenizer.turn_end = min(found, default=(0, tokenizer.eos_token_id))[1]
+            told = write_turn(tokenizer, turns, finished=True)[1]
+    behind = tokenizer(told.rpartition("Four.")[2], add_special_tokens=False).input_ids
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tokenizer.turn_end = next((i for i in behind if i in special), tokenizer.eos_token_id)
     tokenizer.ends = sorted({tokenizer.eos_token_id, tokenizer.turn_end})
     return tokenizer
 
 
-def write_turn(tokenizer, turns: list[dict], finished: bool = True, **options) -> tuple[str, str]:
-    """(prompt, response) as the chat template writes a conversation, whose last message answers.
+def write_turn(tokenizer, turns: list[dict], finished: bool, **options):
+    """(prompt, response, the id that ends it or None) as the chat template writes a conversation,
+    whose last message answers.
 
-    The response may have more than the answer: a space, a thought; a finished one has all up to
-    the turn's end. ValueError where the template would not write it behind its own prompt.
+    The response may have more than the answer: a space before it or behind it, or a thought.
+    ValueError where the template would not write the answer behind its own prompt.
     """
-    whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-    options["add_generation_prompt"] = True
-    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, **options)
+    options["tokenize"] = False
+    whole = tokenizer.apply_chat_template(turns, **options)
+    prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, **options)
     if not whole.startswith(prompt):
         told = f"ends a prompt with {prompt[-30:]!r}, but writes an answer as {whole[-60:]!r}"
         raise ValueError(f"the chat template {told}; change it, or give chat_template_kwargs")
     rest, answer = whole.removeprefix(prompt), turns[-1]["content"].strip()
     end = max(rest.find(answer), 0) + len(answer)
-    closing = rest[end:].partition(tokenizer.convert_ids_to_tokens(tokenizer.turn_end))[0]
-    return prompt, rest[:end] + closing * finished
+    if not finished:
+        return prompt, rest[:end], None
+    space = rest[end:].partition(tokenizer.convert_ids_to_tokens(tokenizer.turn_end))[0]
+    return prompt, rest[:end] + space, tokenizer.turn_end
 
 
 def encode_prompts(tokenizer, texts: list[str]) -> list[list[int]]:
     """Ids of texts that begin with a prompt. Each distinct text is encoded once.
 
-    Special tokens that the tokenizer puts before a text are there, unless the text begins with BOS
-    already, as a chat template may write it. Those that it puts behind a text are not.
+    They begin with the special tokens that the tokenizer puts before a text, unless the text has
+    its BOS already, from a chat template. They do not end with those that it puts behind a text.
     """
     distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return []
-    options = {"add_special_tokens": False, "return_attention_mask": False}
-    letter, marked = tokenizer("a", **options).input_ids, tokenizer("a").input_ids
+    letter, *bodies = tokenizer(["a", *distinct], add_special_tokens=False).input_ids
+    marked = tokenizer("a").input_ids  # with all special tokens
     first = marked[: marked.index(letter[0])] if letter else []
     ids, bos = {}, tokenizer.bos_token
-    for text, body in zip(distinct, tokenizer(distinct, **options).input_ids):
+    for text, body in zip(distinct, bodies):
         begun = bos is not None and text.startswith(bos)
         ids[text] = body if begun else first + body
     return [ids[text] for text in texts]
@@ -122,9 +122,7 @@ def encode(tokenizer, prompts: list[str], responses: list[str], ends: list[int |
         tail = whole[len(head) :]
         if whole[: len(head)] != head:
             tail = tokenizer(response, add_special_tokens=False).input_ids
-        if end is not None:
-            tail = [*tail, end]
-        tails.append(tail)
+        tails.append(tail if end is None else [*tail, end])
     return heads, tails
 
 
@@ -137,8 +135,7 @@ def decode(tokenizer, prompts: list[list[int]], responses: list[list[int]], spec
     heads = dict.fromkeys(map(tuple, prompts))  # each is decoded once
     heads |= zip(heads, tokenizer.batch_decode(list(heads), **options))
     wholes = tokenizer.batch_decode([x + y for x, y in zip(prompts, responses)], **options)
-    ends = getattr(tokenizer, "ends", [tokenizer.eos_token_id])
-    finished = [not set(ends).isdisjoint(y[-1:]) for y in responses]
+    finished = [not set(tokenizer.ends).isdisjoint(y[-1:]) for y in responses]
     return [whole[len(heads[tuple(x)]) :] for x, whole in zip(prompts, wholes)], finished
 
 
@@ -238,20 +235,19 @@ def read_file(path: Path) -> list[dict]:
 
 def read_messages(name: str, messages) -> list[dict]:
     """Messages, {role, content}, of a column. Contents in parts become texts."""
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{name} is no list of messages")
     read = []
-    for message in messages:
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"{name} has a message without role and content")
-        parts = message["content"]
-        if parts is None and message.get("tool_calls"):
-            parts = ""  # many templates print None
-        parts = parts if isinstance(parts, list) else [parts]
-        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{name} has a message with a part that is no text")
-        read.append(message | {"content": "".join(texts)})
+    try:
+        for message in messages:
+            parts = message["content"]
+            if parts is None and message.get("tool_calls"):
+                parts = ""  # many templates print None
+            parts = parts if isinstance(parts, list) else [parts]
+            texts = [part["text"] if isinstance(part, dict) else part for part in parts]
+            read.append(message | {"role": message["role"], "content": "".join(texts)})
+    except (TypeError, KeyError):
+        read = []
+    if not read:
+        raise ValueError(f"{name} is no list of messages with role and content, a text or texts")
     return read
 
 
@@ -265,13 +261,14 @@ def split_messages(row: dict, names: tuple) -> tuple[list[dict], list[dict]]:
     prompt = heads[0]
     if not prompt or isinstance(row.get("prompt"), list):
         prompt = read_messages("prompt", row.get("prompt"))
-    if any(head not in ([], prompt) for head in heads) or heads[0] != heads[-1]:
-        raise ValueError("chosen and rejected do not continue one prompt by one message each")
     if prompt[-1]["role"] == "assistant":
         raise ValueError("prompt ends with the assistant's message; join it to the answers")
-    if any(messages[-1]["role"] != "assistant" for messages in responses):
-        raise ValueError("the last message of chosen and of rejected must be the assistant's")
-    return prompt, [messages[-1] for messages in responses]
+    answers = [messages[-1] for messages in responses]
+    one = all(head in ([], prompt) for head in heads) and heads[0] == heads[-1]
+    if not one or any(answer["role"] != "assistant" for answer in answers):
+        told = "do not continue one prompt by one message each, the assistant's"
+        raise ValueError(f"chosen and rejected {told}")
+    return prompt, answers
 
 
 def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list, list | None]:
@@ -284,41 +281,38 @@ def row_texts(row: dict, tokenizer, names: tuple) -> tuple[str, list[str], list,
     if not set(names) <= row.keys():
         told = f"there must be columns {' and '.join(names)}, there are {', '.join(row)}"
         raise ValueError(f"{told} (prompts alone serve online)")
-    prompt, messages, end = row.get("prompt"), None, tokenizer.eos_token_id
+    prompt, messages = row.get("prompt"), None
     texts = [row[name] for name in names]
     if isinstance(prompt, list) or (names and all(isinstance(text, list) for text in texts)):
         messages, answers = split_messages(row, names)
         texts = [answer["content"] for answer in answers]
-        if tokenizer.chat_template is None:
-            raise ValueError("conversational, but the tokenizer has no chat template")
         given = [row.get(name) or "null" for name in ("chat_template_kwargs", "tools")]
         options, tools = (json.loads(x) if isinstance(x, str) else x for x in given)
-        options = {"tools": tools} | (options or {})
-        asked = {"tokenize": False, "add_generation_prompt": True}
-        prompt = tokenizer.apply_chat_template(messages, **asked, **options)
-        end = tokenizer.turn_end
+        options = (options or {}) | {"tools": tools, "tokenize": False}
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
     elif len(names) == 2 and prompt is None and all(isinstance(text, str) for text in texts):
         halves = [text.rpartition("\n\nAssistant:") for text in texts]
         (prompt, mark, chosen), (other, _, rejected) = halves
         if not prompt or prompt != other:
-            told = "chosen and rejected share no prompt up to '\\n\\nAssistant:'"
-            raise ValueError(f"there is no prompt, and {told}")
+            raise ValueError("there is no prompt, nor a common one up to '\\n\\nAssistant:'")
         prompt, texts = prompt + mark, [chosen, rejected]
     finished = [row.get(f"{name}_finished") is not False for name in names]
+    ends = [tokenizer.eos_token_id if ended else None for ended in finished]
     for name, text in zip(("prompt", *names), (prompt, *texts)):
-        if not isinstance(text, str):
-            raise ValueError(f"{name} is no text")
-        if not text.strip():
-            raise ValueError(f"{name} is blank")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name} is blank, or no text")
         text.encode()  # half of a surrogate pair is no text
         if not isinstance(row.get(f"{name}_finished"), bool | None):
             raise ValueError(f"{name}_finished must be true or false")
     if messages:
         for i, (name, text) in enumerate(zip(names, texts)):
-            _, texts[i] = write_turn(tokenizer, [*messages, answers[i]], finished[i], **options)
+            turns = [*messages, answers[i]]
+            _, texts[i], ends[i] = write_turn(tokenizer, turns, finished[i], **options)
             if text.strip() not in texts[i]:
                 raise ValueError(f"the chat template changes {name}: it writes {texts[i][-60:]!r}")
-    return prompt, texts, [end if ended else None for ended in finished], messages
+    if names and (texts[0], ends[0]) == (texts[1], ends[1]):
+        raise ValueError("chosen and rejected are the same: there is nothing to prefer")
+    return prompt, texts, ends, messages
 
 
 def load_pairs(
@@ -394,23 +388,19 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
             if not final.isdisjoint(body):
                 told = "has a token in its text that ends a response or is padding; remove it there"
                 bad.setdefault(pair["row"], f"{name} {told}")
-    for pair in pairs:
-        if names == ("chosen", "rejected") and pair["chosen"] == pair["rejected"]:
-            told = "chosen and rejected are the same: there is nothing to prefer"
-            bad.setdefault(pair["row"], told)
     return pairs, bad
 
 
 def saved_pairs(rows: list[dict], tokenizer) -> tuple[list[dict], dict]:
-    """The same of pairs that an online run has saved as ids; equal responses may be among them."""
-    pairs, bad, known = [], {}, getattr(tokenizer, "embeddings", len(tokenizer))
+    """What encoded_pairs returns, of rows that an online run saved as ids. Here chosen and rejected
+    may be equal."""
+    pairs, bad, count = [], {}, getattr(tokenizer, "embeddings", len(tokenizer))
     for number, row in enumerate(rows):
         pair = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}
         for name, ids in pair.items():
-            if not isinstance(ids, list) or {type(i) for i in ids} != {int}:
-                bad.setdefault(number, f"{name}_ids must be a list of ids that is not empty")
-            elif min(ids) < 0 or max(ids) >= known:
-                bad.setdefault(number, f"{name}_ids has an id that is none of the model's")
+            right = isinstance(ids, list) and {type(i) for i in ids} == {int}
+            if not right or min(ids) < 0 or max(ids) >= count:
+                bad.setdefault(number, f"{name}_ids must be a list of the model's ids, not empty")
         if number not in bad:
             text = tokenizer.decode(pair["prompt"])
             pairs.append({"row": number, "text": text, **pair, "prompt": Prompt(pair["prompt"])})
@@ -423,7 +413,7 @@ def generator(*key) -> torch.Generator:
     A resumed run needs no saved random state, and evaluating more often changes no training step.
     """
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # 63 bits
 
 
 def batch_order(
@@ -480,10 +470,8 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
     for name in sorted(info["missing_keys"]):
         if not new_head or name.startswith(f"{model.base_model_prefix}."):
             fail(f"{source}: is no {what}: it has no weights for {name}")
-    if tokens > context_of(model):
-        told = f"reads at most {context_of(model)} tokens, {tokens} may be asked of it"
-        fail(f"{source}: {told}; lower the --max-...-tokens")
-    tokenizer.embeddings = model.get_input_embeddings().weight.shape[0]  # what may be sampled
+    check_context(model, tokens)
+    tokenizer.embeddings = model.get_input_embeddings().weight.shape[0]  # ids that may be sampled
     words = tokenizer.get_vocab().items()
     if max(i for word, i in words if word != tokenizer.unk_token) >= tokenizer.embeddings:
         told = f"its tokenizer has {len(tokenizer)} tokens, its model only {tokenizer.embeddings}"
@@ -500,14 +488,18 @@ def load_model(kind, source: str, what: str, tokens: int, new_head: bool = False
     return model.eval(), tokenizer
 
 
-def context_of(model) -> float:
-    """The longest sequence that a model reads, in tokens; inf where its config has no limit."""
+def check_context(model, tokens: int) -> None:
+    """End the program where a model cannot read a sequence of so many tokens."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
     embeddings = getattr(model.base_model, "embeddings", None)
     padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-    return limit if padding is None else limit - padding - 1  # RoBERTa counts from there
+    limit -= 0 if padding is None else padding + 1  # RoBERTa counts from there
+    if tokens > limit:
+        told = f"reads at most {limit} tokens, {tokens} may be asked of it"
+        fail(f"{model.name_or_path}: {told}; lower the --max-...-tokens")
 
 
+@torch.no_grad()
 def load_policy(source: str, tokens: int):
     """(causal language model that can read `tokens` tokens, its tokenizer), folder or Hub name.
 
@@ -525,17 +517,16 @@ def load_policy(source: str, tokens: int):
     padded = torch.cat([ids[:, :1], ids], 1)
     mask = torch.ones_like(padded).index_fill(1, torch.tensor(0), 0)
     positions, cut = (mask.cumsum(1) - 1).clamp(min=0), min(ids.shape[1] // 2, 16) + 1
-    ends, pieces = torch.tensor([cut - 2, ids.shape[1] - 1]), []
+    last, pieces = torch.tensor([cut - 2, ids.shape[1] - 1]), []  # tokens of the two pieces
     try:
-        with torch.no_grad():
-            whole = model.train()(ids, use_cache=False, logits_to_keep=ends).logits
-            model.eval()
-            cache = transformers.DynamicCache(config=model.config)
-            for part, end in ((slice(0, cut), cut), (slice(cut, None), len(mask[0]))):
-                read = {"attention_mask": mask[:, :end], "position_ids": positions[:, part]}
-                read |= {"past_key_values": cache, "logits_to_keep": 1}
-                pieces.append(model(padded[:, part], **read).logits)
-                cache.batch_select_indices(torch.tensor([0]))
+        whole = model.train()(ids, use_cache=False, logits_to_keep=last).logits
+        model.eval()
+        cache = transformers.DynamicCache(config=model.config)
+        for part in (slice(0, cut), slice(cut, mask.shape[1])):
+            inputs = {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
+            inputs |= {"past_key_values": cache, "logits_to_keep": 1}
+            pieces.append(model(padded[:, part], **inputs).logits)
+            cache.batch_select_indices(torch.tensor([0]))
     except Exception as error:
         fail(f"{source}: is no {what} that can be sampled from ({first_line(error)})")
     if not whole.isfinite().all():
@@ -636,11 +627,10 @@ def own_ids(preference: PreferenceModel, prompts: list, responses: list) -> tupl
         if messages and own.chat_template:
             try:
                 turns = [*messages, {"role": "assistant", "content": texts[i].strip()}]
-                heads[i], texts[i] = write_turn(own, turns, finished[i])
+                heads[i], texts[i], ends[i] = write_turn(own, turns, finished[i])
             except Exception as error:  # whatever a template may raise
                 why = f"({first_line(error)}): {messages}"
                 fail(f"{preference.model.name_or_path}: its chat template refuses a prompt {why}")
-            ends[i] = own.turn_end if finished[i] else None
     return encode(own, heads, texts, ends)
 
 
@@ -660,10 +650,7 @@ def margin(
         prompts, first = own_ids(preference, prompts, first)
     eos, known = preference.tokenizer.eos_token_id, preference.scores
     a, b = sequences_to_compare(preference.pairwise, eos, prompts, first, second)
-    longest, context = max(map(len, a + b), default=0), context_of(preference.model)
-    if longest > context:
-        told = f"reads {context} tokens, a text has {longest}; lower the --max-...-tokens"
-        fail(f"{preference.model.name_or_path}: {told}")
+    check_context(preference.model, max(map(len, a + b), default=0))
     with torch.autocast(preference.model.device.type, enabled=False):  # fp32, whatever trains
         if keep_second and not preference.pairwise:
             known.update(score_all(preference, {tuple(s) for s in b} - known.keys()))
@@ -705,9 +692,9 @@ def in_shares(count: int, batch_size: int, function) -> list:
 class Evaluation:
     """What a policy is measured on: the same in every run from one setup."""
 
-    prompts: list[Prompt]  # of the training data, then held-out ones
+    prompts: list[Prompt]  # as ids: training prompts, then held-out ones
     texts: list[str]  # the same as strings
-    train_count: int  # so many of them are training prompts
+    train_count: int  # how many of them are training prompts
     baseline: str  # "baseline": stored responses; "sft": the reference's own samples
     baseline_responses: list[list[int]]  # to each prompt
     pairs: list[dict]  # P preference pairs, for the policy's accuracy as a classifier
@@ -725,12 +712,12 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
     limits = args.max_prompt_tokens, args.max_response_tokens
     golden = load_preference_model(args.golden, tokenizer, limits, device)
     proxy = load_preference_model(args.proxy, tokenizer, limits, device)
-    stored = Path(args.setup or "no setup", "d_golden")
-    if stored.is_dir() and args.dataset != str(stored):  # --dataset is for training alone
-        pairs = load_pairs(str(stored), tokenizer, limits, args.on_bad_row)
-    known = [pair for pair in pairs if "chosen" in pair]  # prompts alone have no responses
-    known = random.Random(0).sample(known, min(args.eval_prompts, len(known)))
-    known.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))
+    own = str(Path(args.setup or "", "d_golden"))
+    if args.setup and args.dataset != own and Path(own).is_dir():  # --dataset is for training alone
+        pairs = load_pairs(own, tokenizer, limits, args.on_bad_row)
+    some = [pair for pair in pairs if "chosen" in pair]  # prompts alone have no responses
+    some = random.Random(0).sample(some, min(args.eval_prompts, len(some)))
+    some.sort(key=lambda p: len(p["prompt"]) + max(len(p["chosen"]), len(p["rejected"])))
     if args.baseline is None:
         distinct = list({pair["text"]: pair for pair in pairs}.values())[: args.eval_prompts]
         prompts, texts = [p["prompt"] for p in distinct], [p["text"] for p in distinct]
@@ -738,37 +725,26 @@ def load_evaluation(args, tokenizer, pairs: list[dict], respond, device) -> Eval
         if golden or proxy:
             print(f"no --baseline: win rates are against SFT's own samples, {len(texts)} prompts")
             answers = respond(prompts)
-        return Evaluation(prompts, texts, len(texts), "sft", answers, known, golden, proxy)
+        return Evaluation(prompts, texts, len(texts), "sft", answers, some, golden, proxy)
 
     source = str(Path(args.baseline, "responses.jsonl"))
     rows, splits = load_rows(source), {"train": [], "test": []}
-    asked, bad = encoded_pairs(rows, tokenizer, names=())
-    for pair in asked:
-        row, number = rows[pair["row"]], pair["row"]
+    for asked in load_pairs(source, tokenizer, limits, args.on_bad_row, prompts_alone=True):
+        row, prompt = rows[asked["row"]], asked["prompt"]
         right = isinstance(row.get("response"), str) and isinstance(row.get("finished"), bool)
         if not right or row.get("split") not in splits:
-            bad[number] = "split must be train or test, response a text, finished true or false"
-        elif len(pair["prompt"]) > limits[0]:
-            bad[number] = (
-                f"prompt has {len(pair['prompt'])} tokens, --max-prompt-tokens {limits[0]}"
-            )
-        else:
-            splits[row["split"]].append((pair["prompt"], row))
-    if bad:
-        fail(f"{source}: row {min(bad)}: {bad[min(bad)]}")
+            told = "split must be train or test, response a text, finished true or false"
+            fail(f"{source}: row {asked['row']}: {told}")
+        prompt.messages = row.get("messages")
+        end = tokenizer.turn_end if prompt.messages else tokenizer.eos_token_id
+        answer = row["response"], end if row["finished"] else None
+        splits[row["split"]].append((prompt, asked["text"], *answer))
     train, test = (kept[: args.eval_prompts] for kept in splits.values())
     if not train:
         fail(f"{source}: has no row of the split train; win rate and KL need its prompts")
-    ends = []
-    for prompt, row in train + test:
-        prompt.messages = row.get("messages")
-        end = tokenizer.turn_end if prompt.messages else tokenizer.eos_token_id
-        ends.append(end if row["finished"] else None)
-    prompts, rows = zip(*train, *test)
-    texts, answers = ([row[name] for row in rows] for name in ("prompt", "response"))
+    prompts, texts, answers, ends = map(list, zip(*train, *test))
     responses = encode(tokenizer, texts, answers, ends)[1]
-    counted = len(train), "baseline", responses
-    return Evaluation(list(prompts), texts, *counted, known, golden, proxy)
+    return Evaluation(prompts, texts, len(train), "baseline", responses, some, golden, proxy)
 
 
 def summarize(
@@ -779,16 +755,15 @@ def summarize(
     responses: ids, to each prompt. kl: of the first of them. logratios: (P, 2), of chosen and
     rejected. size: texts that a preference model scores at a time. None: there is no such model.
     """
-    texts, train = evaluation.texts, slice(evaluation.train_count)
+    texts, train = evaluation.texts, evaluation.train_count
     words, finished = decode(tokenizer, evaluation.prompts, responses)
-    splits = ["train" if i < train.stop else "test" for i in range(len(texts))]
+    splits = ["train"] * train + ["test"] * (len(texts) - train)
     columns = {"split": splits, "prompt": texts, "response": words, "finished": finished}
     row = {"step": step}
     row["kl"], row["kl_stderr"] = mean_stderr(torch.tensor(kl), texts[: len(kl)])
     row["baseline"] = evaluation.baseline
-    models = {"win_rate": evaluation.golden, "proxy_win_rate": evaluation.proxy}
     asked = evaluation.prompts, responses, evaluation.baseline_responses
-    for name, model in models.items():
+    for name, model in (("win_rate", evaluation.golden), ("proxy_win_rate", evaluation.proxy)):
 
         def margins_of(rows, model=model):
             part = ([column[i] for i in rows] for column in asked)
@@ -796,12 +771,12 @@ def summarize(
 
         if model is not None:
             columns[f"{name}_margin"] = in_shares(len(texts), size, margins_of)
-        for key, part in ((name, train), (f"{name}_heldout", slice(train.stop, None))):
+        for key, part in ((name, slice(train)), (f"{name}_heldout", slice(train, None))):
             margins = columns.get(f"{name}_margin", [])[part]
             rate = mean_stderr(wins(torch.tensor(margins)), texts[part][: len(margins)])
             row[key], row[f"{key}_stderr"] = rate
     verdicts = zip(columns.get("win_rate_margin", []), columns.get("proxy_win_rate_margin", []))
-    products = [golden * proxy for golden, proxy in verdicts][train]  # above 0 where they agree
+    products = [golden * proxy for golden, proxy in verdicts][:train]  # above 0 where they agree
     rate = mean_stderr(wins(torch.tensor(products)), texts[: len(products)])
     row["agreement"], row["agreement_stderr"] = rate
     row |= {"accuracy": None, "chosen_logratio": None, "rejected_logratio": None}
@@ -832,7 +807,6 @@ PARTS |= {"golden": "golden", "baseline": "baseline"}
 # what may differ when a run continues: of the parts their SHA-256 must be the same
 FREE = {"out", "resume", "wandb", "save_policies", "eval_batch_size", "gradient_checkpointing"}
 FREE |= {"setup", "id", *PARTS}
-TOLD = {"git_revision", "python", "torch", "transformers", "threads", "device", "processes"}
 LOCKS = []  # held until the process ends, however it ends
 
 
@@ -859,7 +833,7 @@ def run_command(main, args) -> None:
     try:
         main(args)
     except KeyboardInterrupt:
-        fail("interrupted; the same command with --resume and its --out continues a run")
+        fail("interrupted; the same command with --resume continues a run")
     except (OSError, EOFError, safetensors.SafetensorError) as error:
         fail(f"a file could not be read or written ({first_line(error)})")
     except RuntimeError as error:
@@ -882,8 +856,7 @@ def check_ranges(args, zero: tuple[str, ...] = ("seed", "max_grad_norm")) -> Non
             low = "0 or more" if name in zero else "above 0"
             if type(number) in (int, float):
                 if not 0 <= number < math.inf or (number == 0 and name not in zero):
-                    flag = name.replace("_", "-")
-                    fail(f"--{flag} {number}: must be a finite number, {low}")
+                    fail(f"--{name.replace('_', '-')} {number}: must be a finite number, {low}")
 
 
 def check_args(args, script: str, required: tuple[str, ...]) -> None:
@@ -904,8 +877,6 @@ def check_args(args, script: str, required: tuple[str, ...]) -> None:
     for name, need in {"wandb": "pip install wandb", "fast": "fast.py beside this script"}.items():
         if getattr(args, name) and not importlib.util.find_spec(name):
             fail(f"--{name} needs {name}: {need}")
-    if args.resume and args.out is None:
-        fail("--resume needs --out, the folder of the run to continue")
     if args.out is None:
         args.out = f"runs/{Path(args.setup or args.model).name}/{script}__{args.seed}"
     read_record(args)
@@ -913,20 +884,18 @@ def check_args(args, script: str, required: tuple[str, ...]) -> None:
 
 def read_record(args) -> dict:
     """args.json of the run in --out, {} for a new run; no other folder may be written."""
-    out, was = Path(args.out), {}
-    inside = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    if (out / "args.json").exists():
-        try:
-            was = json.loads((out / "args.json").read_text())
-        except ValueError:
-            pass
-        if not isinstance(was, dict) or "script" not in was:
-            fail(f"{out}/args.json: is not what a run wrote; name another folder")
-        if not args.resume:
-            fail(f"--out {out}: holds a run; name another folder, or continue it with --resume")
-    elif out.exists() and inside - {"args.partial", ".lock"}:
-        fail(f"--out {out}: holds something that is no run; name another folder")
-    return was
+    out = Path(args.out)
+    if not (out / "args.json").exists():
+        if {path.name for path in out.glob("*")} - {"args.partial", ".lock"}:
+            fail(f"--out {out}: holds something that is no run; name another folder")
+        return {}
+    if not args.resume:
+        fail(f"--out {out}: holds a run; name another folder, or continue it with --resume")
+    try:
+        was = json.loads((out / "args.json").read_text())
+        return {"script": was["script"], **was}
+    except (ValueError, TypeError, KeyError):
+        fail(f"{out}/args.json: is not what a run wrote; name another folder")
 
 
 def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
@@ -944,15 +913,15 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
         now |= {f"{name}_sha256": sha256(getattr(args, name)) for name in PARTS}
         texts = "\0".join(pair["text"] for pair in pairs)
         now |= {"prompts_sha256": hashlib.sha256(texts.encode()).hexdigest()}
-        now |= {"git_revision": git_revision(), "python": sys.version.split()[0]}
-        now |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        now |= {"threads": torch.get_num_threads(), "device": state.device.type}
-        now |= {"processes": state.num_processes}
-        now = json.loads(json.dumps(now))  # as it will be read
+        around = {"git_revision": git_revision(), "python": sys.version.split()[0]}
+        around |= {"torch": torch.__version__, "transformers": transformers.__version__}
+        around |= {"threads": torch.get_num_threads(), "device": state.device.type}
+        around |= {"processes": state.num_processes}
+        now = json.loads(json.dumps(now | around))  # as it will be read
         was = read_record(args) or now  # again: another process may have begun here meanwhile
         names = [name for name in now if name not in FREE and was.get(name) != now[name]]
         changes = {name: f"{name} was {was.get(name)}, is {now[name]}" for name in names}
-        refused = [change for name, change in changes.items() if name not in TOLD]
+        refused = [change for name, change in changes.items() if name not in around]
         if refused:
             fail(f"--out {out}: {'; '.join(refused)}: repeat the run's own, or name another folder")
         for change in changes.values():
@@ -965,13 +934,14 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
         print(f"{out}: this run is finished")
         raise SystemExit(0)
-    kept = [int(path.name) for path in out.glob("checkpoint/*") if path.name.isdigit()]
-    last = max(kept, default=0)
+    kept = out.glob("checkpoint/*[0-9]")  # whole ones; aside they have another name
+    last = max((int(path.name) for path in kept), default=0)
     if state.is_main_process:
-        if last and not (out / "metrics.jsonl").exists():
-            fail(f"{out}/metrics.jsonl: is gone, the checkpoint is of step {last}; begin a new run")
-        for path in [*out.glob("*.jsonl"), *out.glob("online_pairs/*.jsonl")]:
-            cut_back(path, last)
+        logs = [*out.glob("*.jsonl"), *out.glob("online_pairs/*.jsonl")]
+        steps = {path.name: cut_back(path, last) for path in logs}.get("metrics.jsonl", 0)
+        if steps != last:
+            told = f"has {steps} steps, its checkpoint is of step {last}; begin a new run"
+            fail(f"{out}/metrics.jsonl: {told}")
     return last, json.loads((out / "args.json").read_text())["id"]
 
 
@@ -985,8 +955,8 @@ def claim(out: Path) -> None:
         fail(f"--out {out}: another process is writing here; wait, or name another folder")
 
 
-def cut_back(path: Path, last: int) -> None:
-    """Keep the rows of a log that were written before the step of the last checkpoint."""
+def cut_back(path: Path, last: int) -> int:
+    """Keep the rows of a log that were written before step `last`; how many these are."""
     kept = []
     try:
         for line in path.read_text().splitlines(keepends=True):
@@ -995,10 +965,9 @@ def cut_back(path: Path, last: int) -> None:
             kept.append(line)
     except (ValueError, TypeError, KeyError):
         fail(f"{path}: line {len(kept) + 1} is not what a run wrote; begin a new run")
-    if path.name == "metrics.jsonl" and len(kept) != last:
-        fail(f"{path}: has {len(kept)} steps, its checkpoint is of step {last}; begin a new run")
     path.with_suffix(".partial").write_text("".join(kept))
     path.with_suffix(".partial").replace(path)
+    return len(kept)
 
 
 def sha256(source: str | None) -> str | None:

@@ -43,7 +43,7 @@ from common import (
 class Args:
     # ---- what a run starts from
     setup: str | None = None
-    """folder made by `python -m prepare`: it has what the next five arguments do not name
+    """folder made by `python -m prepare`: it fills in what is missing of the next five arguments
     (setups/reviews, where neither --model nor --dataset is given)"""
     model: str | None = None
     """the SFT policy, which training starts from, and the frozen reference (a setup's sft/)"""
@@ -66,7 +66,7 @@ class Args:
     seed: int = 1
     """seed of the order of the data and of every sampled token"""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """bf16: train, and sample to train on, under autocast; all else stays in fp32"""
+    """bf16: training, and sampling for it, run under autocast; all else stays in fp32"""
 
     # ---- the algorithm
     steps: int = 400
@@ -95,7 +95,7 @@ class Args:
 
     # ---- evaluation and output
     eval_every: int = 40
-    """gradient steps between evaluations; each keeps a checkpoint (paper: not stated)"""
+    """gradient steps between evaluations; each writes a checkpoint (paper: not stated)"""
     eval_at: tuple[int, ...] = (5, 10, 20)
     """further steps to evaluate at: a run moves fastest at its beginning"""
     eval_prompts: int = 512
@@ -119,18 +119,19 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, ends: list[i
     """
     ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # padding does not count
-    uniforms, last = uniforms.to(model.device), torch.tensor(ends, device=model.device)
-    tokens = torch.full_like(uniforms, ends[0], dtype=torch.long)  # (N, T)
-    rows = torch.arange(len(prompts), device=model.device)  # those that have not ended
+    uniforms = uniforms.to(model.device)
+    ends = torch.tensor(ends, device=model.device)
+    tokens = torch.zeros_like(uniforms, dtype=torch.long)  # (N, T), read up to the first end
+    rows = torch.arange(len(prompts), device=model.device)  # the n that have not ended
     cache = DynamicCache(config=model.config)
     for t in range(uniforms.shape[1]):
-        read = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-        logits = model(ids, **read, logits_to_keep=1).logits[:, -1]  # (n, V)
+        inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+        logits = model(ids, **inputs, logits_to_keep=1).logits[:, -1]  # (n, V)
         cdf = logits.float().softmax(1).cumsum(1)
         token = torch.searchsorted(cdf, uniforms[rows, t, None] * cdf[:, -1:], right=True)  # (n, 1)
-        token = token.clamp(max=cdf.shape[1] - 1)  # rounding may leave the uniform behind all
+        token = token.clamp(max=cdf.shape[1] - 1)  # rounding may put the uniform above all
         tokens[rows, t] = token[:, 0]
-        going = (~torch.isin(token[:, 0], last)).nonzero()[:, 0]
+        going = (~torch.isin(token[:, 0], ends)).nonzero()[:, 0]
         if len(going) == 0:
             break
         if len(going) < len(rows):  # a response that has ended costs no more
@@ -138,7 +139,7 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, ends: list[i
             cache.batch_select_indices(going)
         ids, positions = token, positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    lengths = 1 + (~torch.isin(tokens, last)).cumprod(1).sum(1)  # to the first end
+    lengths = 1 + (~torch.isin(tokens, ends)).cumprod(1).sum(1)  # T + 1 where there is no end
     return [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist())]
 
 
@@ -152,7 +153,7 @@ def response_logprobs(model, ids: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def sequence_logprob(model, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(N,) log pi(y | x): the sum over the response's tokens, EOS included where it was written."""
+    """(N,) log pi(y | x) of (N, L) ids, summed over the response: the (N, W) mask is 1 there."""
     logprobs = response_logprobs(model, ids, mask.shape[1])
     tokens = ids[:, -mask.shape[1] :, None]  # (N, W, 1)
     return (logprobs.gather(2, tokens).squeeze(2) * mask).sum(1)
@@ -179,7 +180,7 @@ def kl_to_sft(policy, sft, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     """
     log_p = response_logprobs(policy, ids, mask.shape[1])
     log_q = response_logprobs(sft, ids, mask.shape[1])
-    # p - q sums to 0 over the vocabulary; with it rounding makes no term negative
+    # p - q sums to 0 over the vocabulary; without it rounding could make a term negative
     terms = log_p.exp() * (log_p - log_q) - (log_p.exp() - log_q.exp())
     return (terms.sum(2) * mask).sum(1)
 
@@ -193,7 +194,6 @@ def sampler(args: Args):
     return fast.sample
 
 
-@torch.no_grad()
 def sample_all(model, prompts: list, rng: torch.Generator, ends: list[int], args: Args) -> list:
     """One response to each of any number of prompts; `rng` draws the uniforms."""
     uniforms = torch.rand(len(prompts), args.max_response_tokens, generator=rng)
@@ -220,7 +220,7 @@ def pair_logprobs(model, pairs: list[dict], args: Args) -> torch.Tensor:
 
 @torch.no_grad()
 def evaluate(policy, reference, tokenizer, evaluation, step: int, args: Args):
-    """(a row of evals.jsonl, the row of each prompt behind it) for the policy after `step` updates.
+    """(a row of evals.jsonl, the rows behind it: one a prompt) of the policy after `step` updates.
 
     The KL to SFT and the win rates against the baseline policy are those of fresh samples.
     """
@@ -237,7 +237,7 @@ def evaluate(policy, reference, tokenizer, evaluation, step: int, args: Args):
 
 
 def save_policy(folder: Path, model, tokenizer) -> None:
-    """A folder that transformers loads. It has its name only when it is whole."""
+    """Write a folder that transformers loads. It gets its name only when it is complete."""
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside)
@@ -288,11 +288,11 @@ def main(args: Args) -> None:
         with open(path, mode) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    share = args.batch_size // accelerator.num_processes
+    share = args.batch_size // accelerator.num_processes  # rows of a batch for each process
     mine = slice(share * accelerator.process_index, share * (accelerator.process_index + 1))
     hidden = not accelerator.is_main_process
     bar = tqdm(desc=script, total=args.steps, initial=saved, disable=hidden)
-    for step in range(saved, args.steps + 1):
+    for step in range(saved, args.steps + 1):  # the last one only evaluates
         # ---- evaluate the policy as it is after `step` updates, and keep what a run continues from
         if step % args.eval_every == 0 or step in args.eval_at or step == args.steps:
             row, prompt_rows = evaluate(model, reference, tokenizer, evaluation, step, args)
@@ -373,9 +373,9 @@ def main(args: Args) -> None:
         optimizer.zero_grad()
         log("metrics", [metrics])
         accelerator.log({f"metrics/{name}": value for name, value in metrics.items()}, step)
-        cost = {"seconds": time.perf_counter() - began}
-        cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated()  # so far; 0 on a CPU
-        log("timings", [{"step": step, **cost}])
+        seconds = time.perf_counter() - began
+        memory = torch.cuda.max_memory_allocated()  # so far; 0 on a CPU
+        log("timings", [{"step": step, "seconds": seconds, "peak_memory_bytes": memory}])
         bar.set_postfix(loss=metrics["loss"], refresh=False)
         bar.update()
 

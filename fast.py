@@ -60,8 +60,8 @@ class Layer(StaticLayer):
 class Step:
     """One more token for each of N responses, in memory that stays where it is."""
 
-    def __init__(self, model, rows: int, width: int, length: int, read):
-        """Room for responses of `length` tokens behind `width` columns. read: a cache like it."""
+    def __init__(self, model, rows: int, width: int, length: int, prompts):
+        """Room for `rows` responses of `length` tokens behind `width` columns. prompts: a cache."""
         device, size = model.device, -(-(width + length) // 8) * 8  # other masks would be copied
         self.model, self.width, self.graph = model, width, None
         self.autocast = torch.is_autocast_enabled(device.type)
@@ -75,8 +75,8 @@ class Step:
         if {type(layer) for layer in self.cache.layers} != {StaticLayer}:
             fail(f"--fast: {model.config.model_type} has layers of other kinds; leave it out")
         self.cache.layers = [Layer(size) for _ in self.cache.layers]
-        for layer, (keys, values, *_) in zip(self.cache.layers, read):
-            dtype = kind if self.autocast else keys.dtype
+        dtype = kind if self.autocast else model.dtype
+        for layer, (keys, values, *_) in zip(self.cache.layers, prompts):
             layer.lazy_initialization(keys.to(dtype), values.to(dtype))
         with device:
             self.column, self.t = torch.zeros(2, 1, dtype=torch.long)  # of the memory; of responses
@@ -97,20 +97,20 @@ class Step:
     def take(self) -> None:
         """The token after token t of every row; t is counted where a graph can read it."""
         self.mask.index_fill_(1, self.column, 0.0)
-        told = {"attention_mask": self.mask[:, None, None], "position_ids": self.positions}
-        told |= {"past_key_values": self.cache, "logits_to_keep": 1}
+        inputs = {"attention_mask": self.mask[:, None, None], "position_ids": self.positions}
+        inputs |= {"past_key_values": self.cache, "logits_to_keep": 1}
         with quick(self.model):
             ids = self.tokens.index_select(1, self.t)
-            out = functional_call(self.model, self.cast, ids, told, tie_weights=False)
+            out = functional_call(self.model, self.cast, ids, inputs, tie_weights=False)
         for count in (self.column, self.positions, self.t):
             count.add_(1)
         chosen = choose(out.logits[:, -1], self.uniforms.index_select(1, self.t))
         self.tokens.index_copy_(1, self.t, chosen)
 
-    def respond(self, read, mask, uniforms, first, ends: list[int]) -> list:
-        """N responses. read: the cache of (N, P) prompts. first: (N, 1), sampled already."""
+    def respond(self, prompts, mask, uniforms, first, ends: list[int]) -> list:
+        """N responses. prompts: their cache. mask: (N, P). first: (N, 1) tokens, sampled before."""
         begin = self.width - mask.shape[1]
-        for layer, (keys, values, *_) in zip(self.cache.layers, read):
+        for layer, (keys, values, *_) in zip(self.cache.layers, prompts):
             layer.keys[:, :, begin : self.width] = keys
             layer.values[:, :, begin : self.width] = values
             layer.cumulative_length.fill_(self.width)
@@ -122,13 +122,13 @@ class Step:
         self.mask[:, begin : self.width].masked_fill_(mask.bool(), 0.0)
         self.positions.copy_(mask.sum(1, keepdim=True))
         self.uniforms.copy_(uniforms)
-        self.tokens.fill_(ends[0])[:, :1] = first
-        last = torch.tensor(ends, device=first.device)
+        self.tokens[:, :1] = first
+        ends = torch.tensor(ends, device=first.device)
         for t in range(1, self.tokens.shape[1]):
             self.graph.replay() if self.graph else self.take()
-            if t % 16 == 0 and torch.isin(self.tokens[:, : t + 1], last).any(1).all():
+            if t % 16 == 0 and torch.isin(self.tokens[:, : t + 1], ends).any(1).all():
                 break  # looking waits for the GPU, so it looks seldom
-        lengths = 1 + (~torch.isin(self.tokens, last)).cumprod(1).sum(1)  # to the first end
+        lengths = 1 + (~torch.isin(self.tokens, ends)).cumprod(1).sum(1)  # to the first end
         return [row[:length] for row, length in zip(self.tokens.tolist(), lengths.tolist())]
 
 
@@ -138,8 +138,8 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, ends: list[i
     ids, mask = (tensor.to(model.device) for tensor in pad(prompts, "left"))  # (N, P)
     positions, uniforms = (mask.cumsum(1) - 1).clamp(min=0), uniforms.to(model.device)
     cache = transformers.DynamicCache(config=model.config)
-    read = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
-    first = choose(model(ids, **read, logits_to_keep=1).logits[:, -1], uniforms[:, :1])
+    inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    first = choose(model(ids, **inputs, logits_to_keep=1).logits[:, -1], uniforms[:, :1])
     width = -(-ids.shape[1] // 64) * 64  # a graph serves prompts of many lengths
     key = *uniforms.shape, width, torch.is_autocast_enabled(model.device.type)
     steps = model.__dict__.setdefault("recorded_steps", {})

@@ -4,9 +4,9 @@ r"""Make a setup, the folder that every script starts from: the reviews task, or
     python -m prepare --out setups/mine --model MODEL --dataset PAIRS     your own
 
 The roles (Tang et al. 2024, Figure 2): d_initial/, pairs with their first labels; sft/, the policy
-that runs start from; golden/, the golden preference model, from here on the human; d_golden/, the
-same pairs with its labels; proxy/, the proxy preference model, which learns from those; baseline/,
-the baseline policy (online IPO, labelled by golden/) and its responses, for win rates.
+that runs start from; golden/, the golden preference model, which stands for the human; d_golden/,
+the same pairs with its labels; proxy/, the proxy preference model, which learns from those;
+baseline/, the baseline policy (online IPO, labelled by golden/) and its responses, for win rates.
 A stage that is there is skipped: repeat an interrupted call, and it continues.
 
 Data with less praise, measured by another setup's golden preference model and baseline policy:
@@ -42,7 +42,7 @@ class Args:
     dataset: str | None = None
     """preference pairs, file, folder or Hub name (the reviews task's)"""
     golden_model: str | None = None
-    """model that golden/ is trained from, better a larger one (--model, or the reviews task's)"""
+    """model that golden/ is trained from, best a larger one (--model, or the reviews task's)"""
     baseline: str | None = None
     """baseline/ of another setup with the same --seed, to copy instead of making one"""
     form: Literal["pointwise", "pairwise"] = "pointwise"
@@ -74,7 +74,7 @@ class Args:
     preference_learning_rate: float = 1e-3
     """highest learning rate of both preference models (paper: 1e-4)"""
     policy_steps: int = 200
-    """gradient steps of the baseline policy: they decide where parity is (paper: as the runs')"""
+    """gradient steps of the baseline policy: more make win rates lower (paper: as the runs')"""
     policy_learning_rate: float = ipo_online.Args.learning_rate
     """its learning rate"""
     eval_prompts: int = 2048

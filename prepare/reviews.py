@@ -67,7 +67,7 @@ def write(prompt: str, rng: random.Random, highest_mood: float = 1.0) -> tuple[s
     """One review, (text, whether it ended with EOS). The writer's mood and care differ each time.
 
     The mood, the chance of praise, is uniform on [0, highest_mood]. 28 % of the reviews fail as a
-    policy does that drifts: broken off, stuck in a phrase, scrambled, trailing off in random words,
+    drifting policy does: broken off, stuck in a phrase, scrambled, trailing off in random words,
     never ending. A preference model that has seen no such text would not mind it.
     """
     item, _, _, _, first, _, second, _ = words_of(prompt)

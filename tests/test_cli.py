@@ -98,7 +98,7 @@ def test_a_wrong_argument_ends_in_one_line(words, message, setup, runs, tmp_path
     """It leaves nothing behind, and what is there as it is."""
     tiny_model().float().save_pretrained(tmp_path / "other")
     letter_tokenizer().save_pretrained(tmp_path / "other")
-    row = {"prompt": "a", "response": "b", "finished": True}
+    row = {"prompt": "Hotel", "response": "b", "finished": True}
     (tmp_path / "other" / "responses.jsonl").write_text(json.dumps(row))
     (tmp_path / "half" / "d_golden").mkdir(parents=True)
     letter_tokenizer().save_pretrained(tmp_path / "adapter")
@@ -119,12 +119,12 @@ def test_a_wrong_argument_ends_in_one_line(words, message, setup, runs, tmp_path
 BASELINES = [
     ({"split": "validation"}, "row 1: split must be train or test, response a text, finished true"),
     ({"finished": "yes"}, "row 1: split must be train or test"),
-    ({"prompt": 3}, "row 1: prompt is no text"),
+    ({"prompt": 3}, "row 1: prompt is blank, or no text"),
     ({"response": ["a"]}, "row 1: split must be train or test"),
     ({"prompt": "Camera in Smarch:"}, "row 1: prompt has a word that the tokenizer does not know"),
     (
         {"prompt": "Camera in May" + ", screen and" * 9},
-        r"row 1: prompt has \d+ tokens, --max-prompt-tokens 16",
+        r"row 1: prompt has \d+ tokens, --max-prompt-tokens is 16",
     ),
     ({"split": "test"}, "has no row of the split train; win rate and KL need its prompts"),
 ]
@@ -167,7 +167,7 @@ ENDS = {
     f"CUDA out of memory: {LOWER}": torch.OutOfMemoryError("CUDA out of memory"),
     "another process of this run has ended; --resume": RuntimeError("[gloo/pair] closed"),
     r"a file could not be read or written \(.*No space left": OSError(28, "No space left"),
-    "interrupted; the same command with --resume and its --out": KeyboardInterrupt(),
+    "interrupted; the same command with --resume continues": KeyboardInterrupt(),
 }
 
 

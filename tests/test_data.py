@@ -256,7 +256,7 @@ UNREADABLE = {
     "unexpected end of data": ("a.csv", b'prompt,chosen\na,b\nc,"d\n'),
     "row 1 is no object with columns": ("a.json", b'[{"prompt": "a"}, 3]'),
     "there must be columns chosen and rejected, there are a, b": ("a.csv", b"a,b\nc,d\n"),
-    "row 0: .*share no prompt up to": ("a.jsonl", b'{"chosen": "a", "rejected": "b"}'),
+    "row 0: .*nor a common one up to": ("a.jsonl", b'{"chosen": "a", "rejected": "b"}'),
     "row 0: .*surrogates not allowed": ("a.jsonl", LINE.replace(b"ab", b"a\\ud800")),
     "Compressed file ended before": ("a.jsonl.gz", gzip.compress(LINE * 999)[:50]),
     "Parquet": ("a.parquet", LINE),
@@ -277,12 +277,12 @@ def test_a_file_that_cannot_be_read_ends_in_one_line(reason, tmp_path, capfd):
 ANSWERS = {"chosen": said("assistant", "e"), "rejected": said("assistant", "f")}
 TALK = {"prompt": said("user", "a"), **ANSWERS}
 BAD = [  # what is said, and what is wrong with a good row
-    ("chosen is blank", {"chosen": " "}),
-    ("prompt is blank", {"prompt": ""}),
-    ("rejected is no text", {"rejected": None}),
-    ("chosen is no text", {"chosen": 3}),
-    ("chosen is no text", {"chosen": ["x"]}),
-    ("chosen is no text", {"chosen": said("assistant", "e")}),  # rejected is one
+    ("chosen is blank, or no text", {"chosen": " "}),
+    ("prompt is blank, or no text", {"prompt": ""}),
+    ("rejected is blank, or no text", {"rejected": None}),
+    ("chosen is blank, or no text", {"chosen": 3}),
+    ("chosen is blank, or no text", {"chosen": ["x"]}),
+    ("chosen is blank, or no text", {"chosen": said("assistant", "e")}),  # rejected is one
     ("its tokens read '<pad>c' where it has 'zc'", {"chosen": "azc"}),
     ("prompt has no tokens", {"prompt": "\u200b"}),
     ("chosen has 9 tokens, --max-response-tokens is 8", {"chosen": "abcdabcd"}),
@@ -292,7 +292,7 @@ BAD = [  # what is said, and what is wrong with a good row
     ("chosen has a token in its text that ends a response", {"chosen": "a<eos>b"}),
     ("chosen and rejected are the same", {"rejected": "cd"}),
     ("x is refused", TALK | {"prompt": said("user", "x")}),
-    ("must be the assistant's", TALK | {"rejected": said("user", "f")}),
+    ("one message each, the assistant's", TALK | {"rejected": said("user", "f")}),
     ("by one message each", TALK | {"chosen": said("assistant", "e") * 2}),
 ]
 
@@ -330,7 +330,7 @@ def test_prompts_alone_are_read_where_no_responses_are_needed(tmp_path, capsys):
             assert one["prompt"].messages == pair["prompt"].messages
     for row, reason in (
         ({"prompt": "z"}, "does not know"),
-        ({"prompt": " "}, "prompt is blank"),
+        ({"prompt": " "}, "prompt is blank, or no text"),
         ({"text": "a"}, "there must be columns"),
         ({"prompt": "a", "chosen": "b"}, "there must be columns chosen and rejected"),
         ({"prompt": said("user", "a") + said("assistant", "e")}, "ends with the assistant's"),

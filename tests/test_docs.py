@@ -24,6 +24,7 @@ NEW_LOSS = re.compile(r"\bexp_(offline|online)\.py|\bdocs/exp\.md")  # CONTRIBUT
 # names of other projects and of their data
 OTHERS = "cpo_alpha dpo_trainer.py gradient_accumulation_steps label_smoothing loss_type max_length"
 OTHERS += " max_new_tokens output_dir report_to resume_from_checkpoint save_steps score_chosen"
+OTHERS += " num_train_epochs peft_config precompute_ref_log_probs ref_model sync_ref_model use_vllm"
 OTHERS = set(f"{OTHERS} OMP_NUM_THREADS RSOLoss Trainer generate".split())
 SKIP = ".venv", "tests", "runs", "setups"
 SOURCES = [path for path in REPO.rglob("*.py") if path.relative_to(REPO).parts[0] not in SKIP]
@@ -70,6 +71,12 @@ def test_links_lead_somewhere(page):
         if not target.startswith("http"):
             assert goal.exists(), target
             assert not anchor or anchor in anchors(goal), target
+
+
+def test_the_index_has_every_page():
+    docs = REPO / "docs"
+    pages = {str(path.relative_to(docs)) for path in [*docs.glob("*.md"), *docs.glob("diffs/*")]}
+    assert set(re.findall('href="(.+?)"', (docs / "index.html").read_text())) == pages
 
 
 def test_every_picture_is_on_a_page():

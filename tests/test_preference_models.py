@@ -152,7 +152,7 @@ def test_what_cannot_be_scored_is_named(tmp_path):
     """A text longer than the context in the model's own tokens; no number; two labels."""
     golden, start = tiny(tmp_path), f"^error: {tmp_path}: "
     assert margin(golden, [[2] * 60], [[3] * 4], [[4]]).isfinite().all()
-    with pytest.raises(SystemExit, match=f"{start}reads 64 tokens, a text has 65; lower the --max"):
+    with pytest.raises(SystemExit, match=f"{start}reads at most 64 tokens, 65 may be"):
         margin(golden, [[2] * 60], [[3] * 5], [[4]])
     golden.model.score.weight.data[0, 3] = float("nan")
     with pytest.raises(SystemExit, match=f"{start}gives a text a score that is no finite number$"):

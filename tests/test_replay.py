@@ -74,6 +74,7 @@ def test_text_would_not_give_back_the_ids(tmp_path):
     tokenizer.decoder = decoders.Fuse()
     special = {"pad_token": "<pad>", "eos_token": "<eos>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    tokenizer.ends = [1]
     row = {"prompt_ids": [2, 3], "chosen_ids": [2, 3, 1], "rejected_ids": [4, 2, 3]}
     path = write_jsonl(tmp_path / "pairs.jsonl", [row])
     (pair,) = load_pairs(str(path), tokenizer, (8, 8), "error")
@@ -86,8 +87,8 @@ def test_saved_pairs_of_another_model_are_refused(tmp_path):
     source = str(write_jsonl(tmp_path / "train.jsonl", [row]))
     assert len(load_pairs(source, letter_tokenizer(), (8, 8), "error")) == 1
     for wrong, told in (
-        ({"chosen_ids": [3, 10]}, "chosen_ids has an id that is none of the model's"),
-        ({"prompt_ids": None}, "prompt_ids must be a list of ids that is not empty"),
+        ({"chosen_ids": [3, 10]}, "chosen_ids must be a list of the model's ids, not empty"),
+        ({"prompt_ids": None}, "prompt_ids must be a list of the model's ids, not empty"),
         ({"rejected_ids": [3] * 9}, "rejected has 9 tokens, --max-response-tokens is 8"),
     ):
         write_jsonl(tmp_path / "train.jsonl", [row, row | wrong])

@@ -154,7 +154,7 @@ def test_stopped_out_of_disk_and_moved_it_ends_as_if_nothing_had_happened(setup,
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     errors = process.communicate()[1]
-    told = "error: interrupted; the same command with --resume and its --out continues a run"
+    told = "error: interrupted; the same command with --resume continues a run"
     assert (process.returncode, errors.splitlines()[-1]) == (1, told) and "Traceback" not in errors
     kept = max(checkpoints(run))
     size = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_or_log_ends_in_one_line(setup, tmp_path):
         assert told in errors and errors.count("\n") == 1
         file.write_bytes(content)
     metrics.rename(tmp_path / "kept")
-    assert "metrics.jsonl: is gone" in call(*command, code=1).stderr
+    assert "metrics.jsonl: has 0 steps, its checkpoint" in call(*command, code=1).stderr
     (tmp_path / "kept").rename(metrics)
     metrics.write_bytes(metrics.read_bytes() + b'{"step": 9')  # half a line, as a kill may leave
     assert "wrote" in call(*command).stdout

@@ -87,6 +87,8 @@ def test_a_template_that_would_not_write_the_answer_there_is_named(tmp_path):
     upper = chat(TURN.replace("m.content", "m.content | replace('b', 'd')") + ASK, tmp_path)
     with pytest.raises(SystemExit, match="row 0: the chat template changes chosen: it writes 'd'"):
         load(tmp_path, upper, TALK)
+    with pytest.raises(SystemExit, match="row 0: .*tokenizer.chat_template is not set"):
+        load(tmp_path, letter_tokenizer(), TALK)
 
 
 def test_columns_tools_and_chat_template_kwargs_reach_the_template(tmp_path):
@@ -136,20 +138,22 @@ def test_a_content_in_parts_is_their_text(tmp_path):
     image = [{"type": "image", "url": "a.png"}, *parts]
     for name in ("prompt", "chosen"):
         row = TALK | {name: said(TALK[name][0]["role"], image)}
-        with pytest.raises(SystemExit, match=f"row 0: {name} has a message with a part that is no"):
+        with pytest.raises(
+            SystemExit, match=f"row 0: {name} is no list of messages .*, a text or texts"
+        ):
             load(tmp_path, tokenizer, row)
 
 
 WRONG = [
     ("chosen is no list of messages", {"chosen": "b"}),
     ("chosen is no list of messages", {"chosen": TALK["chosen"][0]}),
-    ("chosen has a message without role and content", {"chosen": [{"role": "assistant"}]}),
+    ("chosen is no list of messages with role and content", {"chosen": [{"role": "assistant"}]}),
     ("rejected is no list of messages", {"rejected": []}),
     ("prompt is no list of messages", {"prompt": "a"}),
-    ("prompt has a message without role and content", {"prompt": ["a"]}),
-    ("chosen has a message with a part that is no text", {"chosen": said("assistant", None)}),
-    ("prompt has a message with a part that is no text", {"prompt": said("user", None)}),
-    ("prompt has a message with a part that is no text", {"prompt": said("user", 3)}),
+    ("prompt is no list of messages with role and content", {"prompt": ["a"]}),
+    ("chosen is no list of messages with role and content", {"chosen": said("assistant", None)}),
+    ("prompt is no list of messages with role and content", {"prompt": said("user", None)}),
+    ("prompt is no list of messages with role and content", {"prompt": said("user", 3)}),
     ("prompt ends with the assistant's message", {"prompt": said("assistant", "a")}),
 ]
 

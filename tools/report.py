@@ -1,6 +1,6 @@
 """Runs as one page: the frontier, curves over the steps, and the same prompts along each run.
 
-    python tools/report.py runs/demo/ipo_offline runs/demo/ipo_online --out report.html
+    python tools/report.py runs/demo/offline runs/demo/online --out report.html
 
 The page needs no server and no network. A run that still trains is shown as far as it has come.
 """
