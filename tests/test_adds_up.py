@@ -21,8 +21,8 @@ STEPS, BATCH, RATE, BETA, CLIP, PROMPTS, SEED = 3, 4, 1e-3, 0.4, 1.0, 8, 5
 READ, SCALE = 1, 2.0  # rows of the hybrid's batch; of RLOO's reward
 SETTINGS = ["--steps", STEPS, "--batch-size", BATCH, "--learning-rate", RATE, "--beta", BETA]
 SETTINGS += ["--seed", SEED, "--eval-prompts", PROMPTS, "--eval-every", 1]
+SETTINGS += ["--micro-batch-size", 3, "--eval-batch-size", 3]  # no number depends on these
 KL_PROMPTS = {"ipo_offline": 5, "dpo_online": 100}  # never more than there are training prompts
-EVALUATED = "ipo_offline", "dpo_online", "ipo_hybrid"  # all scripts evaluate by the same bytes
 CLIPPED = "slic_offline", "bo2_online"  # the others: as by default, not
 ONLINE = [script for script in SCRIPTS if not script.endswith("offline")]
 LOSS = {
@@ -34,7 +34,6 @@ LOSS = {
         (BETA * h.detach() - SCALE * margin) * (chosen - rejected) / 2
     ),
 }
-MODELS = {"win_rate": "golden", "proxy_win_rate": "proxy"}
 
 
 @pytest.fixture(scope="module")
@@ -169,10 +168,10 @@ def test_the_policy_samples_and_the_proxy_labels(script, setup, finished, texts)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("script", EVALUATED)
+@pytest.mark.parametrize("script", ["ipo_offline", "dpo_online", "ipo_hybrid"])  # one a side
 def test_an_evaluation_says_what_its_responses_are(script, setup, finished, texts):
     run, sft, mean = finished(script), load(setup / "sft"), statistics.mean
-    models = {name: load(setup / part) for name, part in MODELS.items()}
+    models = {"win_rate": load(setup / "golden"), "proxy_win_rate": load(setup / "proxy")}
     data = random.Random(0).sample(texts.d_golden, PROMPTS)
 
     def stderr(values):
@@ -291,19 +290,12 @@ def test_bf16_trains_and_never_labels_or_measures(setup, texts, tmp_path):
         for precision in ("no", "bf16"):
             words = ["--mixed-precision", precision, "--out", tmp_path / f"{script} {precision}"]
             torch.enable_grad()(call)(*command, *words)
-    proxy, golden = (load(setup / part) for part in ("proxy", "golden"))
+    proxy = load(setup / "proxy")
     for x, chosen, rejected, margin in texts.pairs(tmp_path / "ipo_online bf16")[0]:
         gap = score(proxy, x, chosen) - score(proxy, x, rejected)
         assert gap == pytest.approx(margin, abs=1e-4)
     runs = [tmp_path / f"ipo_offline {precision}" for precision in ("no", "bf16")]
-    first, other = (read_jsonl(run / "evals.jsonl")[0] for run in runs)
-    assert first == other  # before the first step
+    said = [(run / "responses" / "0.jsonl").read_text() for run in runs]
+    assert said[0] == said[1]  # before the first step, with golden's margins
     moved = [vector(load(run / "policy").parameters()) for run in runs]
     assert (moved[0] - moved[1]).abs().max() > 1e-6  # rounded gradients
-    written = read_jsonl(runs[1] / "responses" / "1.jsonl")
-    answers = texts.answers(load(runs[1] / "policies" / "1"), written, SEED, 1)
-    for said, answer in zip(written, answers):
-        other = next(row for row in texts.baseline if row["prompt"] == said["prompt"])
-        other = texts.ids(other["prompt"], other["response"], other["finished"])
-        gap = score(golden, *answer) - score(golden, *other)
-        assert gap == pytest.approx(said["win_rate_margin"], abs=1e-4)

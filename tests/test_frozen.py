@@ -52,15 +52,6 @@ PLAIN = [
 PLAIN = [dict(zip(COLUMNS, row, strict=True)) for row in PLAIN]
 
 
-def said(role, text):
-    return {"role": role, "content": text}
-
-
-TALKS = [
-    [said("user", "Hi, a dog!")],
-    [said("user", "a"), said("assistant", "b"), said("user", "c d")],
-    [said("assistant", "Hi."), said("user", "go on: a")],
-]
 HEADS = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", "\n\nHuman: a test\n\nAssistant:"
 IMPLICIT = [
     {"chosen": HEADS[0] + " go on", "rejected": HEADS[0] + " stop"},
@@ -69,8 +60,6 @@ IMPLICIT = [
 # For a tokenizer that puts <s> and a word mark before a text: a response behind a prompt has none.
 MARKED = [{"prompt": "ab ac", "chosen": "cd", "rejected": " a b"}]
 FORMS = {"plain": PLAIN, "implicit": IMPLICIT, "marked": MARKED}
-FORMS |= {"prompts": [{"prompt": text} for text in ("tell a", "no ", "\nb: Hi")]}
-FORMS |= {"prompts of talks": [{"prompt": talk} for talk in TALKS]}
 CASES = *OFFLINE, *ONLINE, "plain, csv", "plain, ids", *FORMS
 
 
@@ -114,9 +103,6 @@ def results(case, folder):
     form, _, kind = case.partition(", ")
     rows = FORMS[form]
     words = ["--dataset", write(rows, kind, folder), "--steps", len(rows), *READING]
-    if form.startswith("prompts"):
-        files = run("ipo_online", folder / "run", "--setup", SETUP, *words)
-        return {form: [row["prompt_ids"] for row in files["pairs"]]}
     model = FROZEN / "metaspace" if form == "marked" else POLICY
     files = run("ipo_offline", folder / "run", "--model", model, "--shuffle", "none", *words)
     return {form: [{name: row[name] for name in FINGERPRINT} for row in files["metrics"]]}

@@ -8,16 +8,12 @@ import torch
 
 from ipo_online import sample
 from tests.conftest import tiny_model
-
-EOS = 1
+from tests.test_logprobs import EOS, log_probabilities
 
 
 def distribution(model, ids):
-    """(V,) the probabilities of the next token: of one text, no padding, no cache, in NumPy."""
-    with torch.no_grad():
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1].double().numpy()
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    """(V,) the probabilities of the next token: of one text, no padding, in NumPy."""
+    return np.exp(log_probabilities(model, ids))
 
 
 def naive(model, prompt, uniforms):
@@ -37,40 +33,15 @@ def some_uniforms(*shape):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(3))
 
 
-def check_against_naive(model):
-    prompts, uniforms = some_prompts(24), some_uniforms(24, 20)
+def test_tokens_are_those_of_the_whole_forward_pass(family):
+    """Prompts of many lengths in one batch; some responses end at once, some late, some are cut."""
+    model, prompts, uniforms = tiny_model(family), some_prompts(24), some_uniforms(24, 20)
     expected = [naive(model, x, u) for x, u in zip(prompts, uniforms.tolist())]
     assert sample(model, prompts, uniforms, [EOS]) == expected
     lengths = {len(y) for y in expected}
     assert len(lengths) > 5 and {1, 20} <= lengths
     assert any(len(y) == 20 and EOS not in y for y in expected)
     assert all(EOS not in y[:-1] for y in expected)
-
-
-def test_tokens_are_those_of_the_whole_forward_pass(family):
-    """Prompts of many lengths in one batch; some responses end at once, some late, some are cut."""
-    check_against_naive(tiny_model(family))
-
-
-ROPE = {"rope_theta": 1e4, "original_max_position_embeddings": 2048}
-ROPE |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-LONG, DYNAMIC = ROPE | {"rope_type": "longrope"}, {"rope_type": "dynamic", "factor": 2.0}
-EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1, "experts_implementation": "eager"}
-OTHERS = {
-    "sliding window": ("mistral", {"sliding_window": 4}),
-    "shared heads": ("llama", {"num_key_value_heads": 1}),
-    "experts": ("mixtral", EXPERTS),
-    "dynamic": ("llama", {"rope_parameters": DYNAMIC | {"rope_theta": 1e4}}),
-    "longrope": ("llama", {"rope_parameters": LONG}),
-    "falcon": ("falcon", {}),
-    "gptj": ("gptj", {"rotary_dim": 4}),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_kinds_of_models_too(name):
-    family, changes = OTHERS[name]
-    check_against_naive(tiny_model(family, **changes))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
