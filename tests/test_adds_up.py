@@ -10,9 +10,9 @@ import statistics
 import pytest
 import torch
 from torch.nn.functional import softplus
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from common import batch_order, decode, generator
+from common import batch_order, decode, generator, load_tokenizer
 from prepare.sft import train_sft
 from tests import conftest
 from tests.conftest import SCRIPTS, call, made_once, read_jsonl, stage, write_jsonl
@@ -110,7 +110,7 @@ class Texts:
     """Ids of a setup's texts."""
 
     def __init__(self, setup, baseline):
-        self.tokenizer = AutoTokenizer.from_pretrained(setup / "sft")
+        self.tokenizer = load_tokenizer(str(setup / "sft"))
         self.baseline = read_jsonl(baseline / "responses.jsonl")
         self.d_golden = []
         for row in read_jsonl(setup / "d_golden" / "train.jsonl"):
