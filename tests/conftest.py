@@ -1,6 +1,7 @@
 """Small models, a small setup, and a way to call the commands as a reader would."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -9,24 +10,14 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import common
 import prepare.__main__ as prepare
@@ -36,84 +27,66 @@ if "TANDEM_DEVICE" not in os.environ:
 REPO = Path(__file__).resolve().parent.parent
 # real models and data, which are not part of the repository
 SHARED = Path(os.environ.get("TANDEM_SHARED", REPO.parent / "shared"))
-needs_shared = pytest.mark.skipif(
-    not SHARED.is_dir(), reason=f"no real models and data at {SHARED}"
-)
-LETTERS = "abcdefgh"
-SCRIPTS = sorted(
-    path.stem
-    for path in REPO.glob("*_*.py")
-    if path.stem.split("_")[1] in ("offline", "online", "hybrid")
-)
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no models and data at {SHARED}")
+SIDES = "offline", "online", "hybrid"
+SCRIPTS = sorted(path.stem for side in SIDES for path in REPO.glob(f"*_{side}.py"))
 
 
 def call_apart(*command, cwd=REPO, code=0, **environment) -> subprocess.CompletedProcess:
     """Run `python COMMAND` as its own process and check its exit code. A traceback is a failure."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     command = [sys.executable, *map(str, command)]
-    return checked(
-        subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300), code
-    )
+    options = {"cwd": cwd, "env": env, "capture_output": True, "text": True, "timeout": 300}
+    return checked(subprocess.run(command, **options), code)
 
 
 def call(*command, code=0) -> subprocess.CompletedProcess:
     """The same in this process, which has imported torch already: the code runs as `__main__`."""
-    command = [str(word) for word in command]
-    module, words = (command[1], command[2:]) if command[0] == "-m" else (None, command[1:])
-    script, stdout, stderr, before, end = (
-        str(REPO / command[0]),
-        io.StringIO(),
-        io.StringIO(),
-        sys.argv,
-        None,
-    )
-    sys.argv = [module or script, *words]
+    name, *words = map(str, command)
+    run = functools.partial(runpy.run_path, str(REPO / name))
+    if name == "-m":
+        name, *words = words
+        run = functools.partial(runpy.run_module, name, alter_sys=True)
+    stdout, stderr, end = io.StringIO(), io.StringIO(), 0
     try:
         with (
+            patch.object(sys, "argv", [name, *words]),
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
             contextlib.chdir(REPO),
-            warnings.catch_warnings(
-                action="ignore", category=RuntimeWarning
-            ),  # that the tests have imported it before
+            warnings.catch_warnings(action="ignore", category=RuntimeWarning),  # imported before
         ):
-            if module:
-                runpy.run_module(module, run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(script, run_name="__main__")
+            run(run_name="__main__")
     except SystemExit as error:
-        end = error.code
+        end = error.code or 0
     finally:
-        sys.argv = before
-        AcceleratorState._reset_state(reset_partial_state=True)  # as a new process has none
-        while common.LOCKS:  # a process that ends lets go of them
-            common.LOCKS.pop().release()
-    message = (
-        f"{end}\n" if isinstance(end, str) else ""
-    )  # what Python does with one: it is printed, the code is 1
-    returned = 1 if message else end or 0
-    return checked(
-        subprocess.CompletedProcess(
-            command, returned, stdout.getvalue(), stderr.getvalue() + message
-        ),
-        code,
-    )
+        end_process()
+    if isinstance(end, str):  # Python prints it, and the code is 1
+        stderr.write(f"{end}\n")
+        end = 1
+    done = subprocess.CompletedProcess(command, end, stdout.getvalue(), stderr.getvalue())
+    return checked(done, code)
+
+
+def end_process() -> None:
+    """What the end of a process does: it has no state any more, and lets go of its locks."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    while common.LOCKS:
+        common.LOCKS.pop().release()
 
 
 def stage(function, *arguments, **changes) -> None:
     """A stage of prepare, with other arguments than its defaults."""
-    args = prepare.Args(**changes)
+    words = [str(word) if isinstance(word, Path) else word for word in arguments]
     try:
-        function(*(str(x) if isinstance(x, Path) else x for x in arguments), args)
+        function(*words, prepare.Args(**changes))
     finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+        end_process()
 
 
 def checked(done: subprocess.CompletedProcess, code: int) -> subprocess.CompletedProcess:
-    assert done.returncode == code, (
-        f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    )
-    assert "Traceback" not in done.stderr, done.stderr[-4000:]
+    told = f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == code and "Traceback" not in done.stderr, told
     return done
 
 
@@ -121,71 +94,50 @@ def read_jsonl(path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def letter_tokenizer(pad: str = "<pad>", letters: str = LETTERS) -> PreTrainedTokenizerFast:
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def letter_tokenizer(pad: str = "<pad>", letters: str = "abcdefgh") -> PreTrainedTokenizerFast:
     """One token a letter; pad "<eos>" makes padding and end the same token."""
-    names = dict.fromkeys([pad, "<eos>", *letters])
-    tokenizer = Tokenizer(
-        models.WordLevel({name: i for i, name in enumerate(names)}, unk_token=pad)
-    )
+    words = {word: i for i, word in enumerate(dict.fromkeys([pad, "<eos>", *letters]))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=pad))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
-    special = {"pad_token": pad, "eos_token": "<eos>"} | (
-        {"unk_token": pad} if pad != "<eos>" else {}
-    )
+    special = {"pad_token": pad, "eos_token": "<eos>"}
+    if pad != "<eos>":
+        special["unk_token"] = pad
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     tokenizer.turn_end = tokenizer.eos_token_id
     tokenizer.ends = [tokenizer.turn_end]
     return tokenizer
 
 
-FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
-    "gpt2": (GPT2LMHeadModel, GPT2Config),
-    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig),
-}
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 32, "num_key_value_heads": 2, "max_position_embeddings": 64}
+IDS = {"vocab_size": 10, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 
 
-def tiny_model(
-    family: str = "llama",
-    seed: int = 0,
-    scale: float = 1.0,
-    vocab_size: int = 10,
-    dtype=torch.float64,
-):
+def tiny_model(family="llama", seed=0, scale=1.0, dtype=torch.float64, **changes):
     """A random model, two layers of width 16. A larger scale makes its distributions sharper."""
     torch.manual_seed(seed)
-    model, config = FAMILIES[family]
-    names = {"gpt2": ("n_embd", "n_layer", "n_head", "n_positions")}
-    names = names.get(
-        family,
-        ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
-    )
-    sizes = dict(zip(names, (16, 2, 2, 64)))
-    if family != "gpt2":
-        sizes |= {"intermediate_size": 32, "num_key_value_heads": 2}
-    model = model(
-        config(vocab_size=vocab_size, bos_token_id=None, eos_token_id=1, pad_token_id=0, **sizes)
-    ).eval()
+    config = AutoConfig.for_model(family, **{**SIZES, **IDS, **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(10 * scale)
+            parameter.mul_(10 * scale if parameter.dim() > 1 else 1)
     return model.to(dtype)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=["llama", "qwen2", "gpt2", "gpt_neox"])
 def family(request):
     return request.param
 
 
-@pytest.fixture
-def letters():
-    return SimpleNamespace(tokenizer=letter_tokenizer(), model=tiny_model())
-
-
 MINIATURE = "--sft-steps 30 --golden-steps 20 --proxy-steps 20 --policy-steps 3 --eval-prompts 12"
 MINIATURE = MINIATURE.split()
+PREPARE = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out"]
 
 
 def made_once(tmp_path_factory, name, make):
@@ -201,18 +153,16 @@ def made_once(tmp_path_factory, name, make):
 @pytest.fixture(scope="session")
 def setup(tmp_path_factory):
     """The reviews task in miniature, made by the command in the README."""
-    command = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out"]
-    return made_once(tmp_path_factory, "reviews", lambda folder: call(*command, folder))
+    return made_once(tmp_path_factory, "reviews", lambda folder: call(*PREPARE, folder))
 
 
-SHORT = (
-    "--steps 3 --batch-size 4 --eval-every 2 --eval-at 2 --eval-prompts 8 --kl-prompts 4".split()
-)
+SHORT = "--steps 3 --batch-size 4 --eval-every 2 --eval-at 2 --eval-prompts 8 --kl-prompts 4"
+SHORT = SHORT.split()
 
 
 @pytest.fixture(scope="session")
 def runs(setup, tmp_path_factory):
-    """One short run of each script from the miniature start: {script: folder}."""
+    """One short run of each script from the miniature setup: {script: folder}."""
 
     def run(script):
         command = [f"{script}.py", "--setup", setup, *SHORT, "--out"]

@@ -10,16 +10,19 @@ import statistics
 import pytest
 import torch
 from torch.nn.functional import softplus
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from common import batch_order, decode, generator
+from common import batch_order, decode, generator, load_tokenizer
 from prepare.sft import train_sft
-from tests.conftest import SCRIPTS, call, letter_tokenizer, made_once, read_jsonl, stage, tiny_model
+from tests import conftest
+from tests.conftest import SCRIPTS, call, made_once, read_jsonl, stage, write_jsonl
 
 STEPS, BATCH, RATE, BETA, CLIP, PROMPTS, SEED = 3, 4, 1e-3, 0.4, 1.0, 8, 5
 READ, SCALE = 1, 2.0  # rows of the hybrid's batch; of RLOO's reward
 SETTINGS = ["--steps", STEPS, "--batch-size", BATCH, "--learning-rate", RATE, "--beta", BETA]
-SETTINGS += ["--seed", SEED, "--eval-prompts", PROMPTS, "--kl-prompts", 5, "--eval-every", 1]
+SETTINGS += ["--seed", SEED, "--eval-prompts", PROMPTS, "--eval-every", 1]
+SETTINGS += ["--micro-batch-size", 3, "--eval-batch-size", 3]  # no number depends on these
+KL_PROMPTS = {"ipo_offline": 5, "dpo_online": 100}  # never more than there are training prompts
 CLIPPED = "slic_offline", "bo2_online"  # the others: as by default, not
 ONLINE = [script for script in SCRIPTS if not script.endswith("offline")]
 LOSS = {
@@ -31,15 +34,22 @@ LOSS = {
         (BETA * h.detach() - SCALE * margin) * (chosen - rejected) / 2
     ),
 }
-MODELS = {"win_rate": "golden", "proxy_win_rate": "proxy"}
 
 
 @pytest.fixture(scope="module")
-def finished(setup, tmp_path_factory):
+def baseline(setup, tmp_path_factory):
+    """The stored responses in another order, the held-out ones first."""
+    rows = read_jsonl(setup / "baseline" / "responses.jsonl")[::-1]
+    return write_jsonl(tmp_path_factory.mktemp("baseline") / "responses.jsonl", rows).parent
+
+
+@pytest.fixture(scope="module")
+def finished(setup, baseline, tmp_path_factory):
     """script -> its run, made when it is first asked for."""
 
     def run(script):
-        command = [f"{script}.py", "--setup", setup, *SETTINGS, "--save-policies"]
+        command = [f"{script}.py", "--setup", setup, "--baseline", baseline, *SETTINGS]
+        command += ["--save-policies", "--kl-prompts", KL_PROMPTS.get(script, PROMPTS)]
         command += ["--save-pairs"] * (script in ONLINE)
         command += ["--max-grad-norm", CLIP] * (script in CLIPPED)
         command += ["--scale", SCALE] * script.startswith("rloo")
@@ -99,9 +109,9 @@ def adamw(gradients: list[torch.Tensor], rate: float) -> torch.Tensor:
 class Texts:
     """Ids of a setup's texts."""
 
-    def __init__(self, setup):
-        self.tokenizer = AutoTokenizer.from_pretrained(setup / "sft")
-        self.baseline = read_jsonl(setup / "baseline" / "responses.jsonl")
+    def __init__(self, setup, baseline):
+        self.tokenizer = load_tokenizer(str(setup / "sft"))
+        self.baseline = read_jsonl(baseline / "responses.jsonl")
         self.d_golden = []
         for row in read_jsonl(setup / "d_golden" / "train.jsonl"):
             x, y = self.ids(row["prompt"], row["chosen"], row["chosen_finished"])
@@ -133,8 +143,8 @@ class Texts:
 
 
 @pytest.fixture(scope="module")
-def texts(setup):
-    return Texts(setup)
+def texts(setup, baseline):
+    return Texts(setup, baseline)
 
 
 @torch.no_grad()
@@ -158,10 +168,10 @@ def test_the_policy_samples_and_the_proxy_labels(script, setup, finished, texts)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["ipo_offline", "dpo_online", "ipo_hybrid"])  # one a side
 def test_an_evaluation_says_what_its_responses_are(script, setup, finished, texts):
     run, sft, mean = finished(script), load(setup / "sft"), statistics.mean
-    models = {name: load(setup / part) for name, part in MODELS.items()}
+    models = {"win_rate": load(setup / "golden"), "proxy_win_rate": load(setup / "proxy")}
     data = random.Random(0).sample(texts.d_golden, PROMPTS)
 
     def stderr(values):
@@ -174,7 +184,7 @@ def test_an_evaluation_says_what_its_responses_are(script, setup, finished, text
         assert row["finished"] == mean(said["finished"] for said in written)
         assert row["response_length"] == mean(len(y) for _, y in answers)
         kls = []
-        for x, y in answers[:5]:
+        for x, y in answers[: min(PROMPTS, KL_PROMPTS.get(script, PROMPTS))]:
             p, q = (logprobs(m, x, y) for m in (policy, sft))
             kls.append((p.exp() * (p - q)).sum().item())
         assert row["kl"] == pytest.approx(mean(kls), rel=1e-3)
@@ -235,54 +245,20 @@ def test_each_step_is_one_of_adamw_down_the_loss_of_its_pairs(script, setup, fin
         shorter = [clipped(gradient, CLIP) for gradient in gradients]
         apart = [(moved - adamw(each, RATE)).norm() for each in (gradients, shorter)]
         near, far = reversed(apart) if script in CLIPPED else apart
-        assert near < 1e-3 * moved.norm() < far  # far: clipped if it was not, or the reverse
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_gradient_that_is_clipped_to_nothing_moves_nothing(script, setup, tmp_path):
-    """So nothing else does: no weight decay."""
-    call(f"{script}.py", "--setup", setup, *SETTINGS, "--max-grad-norm", 1e-20, "--out", tmp_path)
-    sft, policy = load(setup / "sft"), load(tmp_path / "policy")
-    assert torch.equal(vector(sft.parameters()), vector(policy.parameters()))
-
-
-@pytest.mark.parametrize("loss", ["dpo", "ipo"])
-def test_flipped_labels_turn_the_first_step_around(loss, setup, tmp_path):
-    """At first the log-ratios are 0, so the gradient is that of chosen minus rejected."""
-    rows = read_jsonl(setup / "d_golden" / "train.jsonl")[:BATCH]
-    names = ["chosen", "chosen_finished", "rejected", "rejected_finished"]
-    flipped = [row | dict(zip(names[2:] + names, map(row.get, names))) for row in rows]
-    sft, moved = vector(load(setup / "sft").parameters()), []
-    for name, data in (("as it is", rows), ("flipped", flipped)):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, data)))
-        words = ["--setup", setup, *SETTINGS, "--steps", 1, "--dataset", tmp_path / f"{name}.jsonl"]
-        call(f"{loss}_offline.py", *words, "--out", tmp_path / name)
-        moved.append(vector(load(tmp_path / name / "policy").parameters()) - sft)
-    assert (moved[0] + moved[1]).norm() < 1e-3 * moved[0].norm() > 0
-
-
-def test_another_seed_samples_other_texts(setup, tmp_path):
-    """To the same prompts, in training and in evaluations."""
-    prompt = {"prompt": read_jsonl(setup / "d_golden" / "train.jsonl")[0]["prompt"]}
-    (tmp_path / "prompt.jsonl").write_text(json.dumps(prompt))
-    words = ["--setup", setup, "--dataset", tmp_path / "prompt.jsonl", *SETTINGS, "--steps", 1]
-    words += ["--batch-size", 1, "--save-pairs"]
-    for seed in (1, 2):
-        call("ipo_online.py", *words, "--seed", seed, "--out", tmp_path / str(seed))
-    for name in ("online_pairs/train.jsonl", "responses/0.jsonl"):
-        assert (tmp_path / "1" / name).read_text() != (tmp_path / "2" / name).read_text()
+        # far: clipped if it was not, or the reverse. Weight decay would be farther away than near
+        assert near < 2e-4 * moved.norm() < far
 
 
 def test_fine_tuning_is_adamw_down_the_loss_of_a_token(tmp_path):
     """Of every token of both responses in the batch alike, however they are split; with warm-up, a
     cosine, and gradients of norm 1 at most."""
-    steps, rate, warm, tokenizer = 40, 3e-3, 2, letter_tokenizer()
-    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    steps, rate, warm, tokenizer = 40, 3e-3, 2, conftest.letter_tokenizer()
+    conftest.tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     data = [("ab", "c", "defghabc"), ("a", "bb", "c"), ("cd", "a" * 20, "b"), ("h", "gfed", "ce")]
     rows = [dict(zip(("prompt", "chosen", "rejected"), row)) for row in data * 2]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = tmp_path / "model", tmp_path / "pairs.jsonl", tmp_path / "s"
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    words = tmp_path / "model", pairs, tmp_path / "s"
     stage(train_sft, *words, sft_steps=steps, sft_learning_rate=rate, batch_size=4)
 
     def loss_of(model, rows):
@@ -314,19 +290,12 @@ def test_bf16_trains_and_never_labels_or_measures(setup, texts, tmp_path):
         for precision in ("no", "bf16"):
             words = ["--mixed-precision", precision, "--out", tmp_path / f"{script} {precision}"]
             torch.enable_grad()(call)(*command, *words)
-    proxy, golden = (load(setup / part) for part in ("proxy", "golden"))
+    proxy = load(setup / "proxy")
     for x, chosen, rejected, margin in texts.pairs(tmp_path / "ipo_online bf16")[0]:
         gap = score(proxy, x, chosen) - score(proxy, x, rejected)
         assert gap == pytest.approx(margin, abs=1e-4)
     runs = [tmp_path / f"ipo_offline {precision}" for precision in ("no", "bf16")]
-    first, other = (read_jsonl(run / "evals.jsonl")[0] for run in runs)
-    assert first == other  # before the first step
+    said = [(run / "responses" / "0.jsonl").read_text() for run in runs]
+    assert said[0] == said[1]  # before the first step, with golden's margins
     moved = [vector(load(run / "policy").parameters()) for run in runs]
     assert (moved[0] - moved[1]).abs().max() > 1e-6  # rounded gradients
-    written = read_jsonl(runs[1] / "responses" / "1.jsonl")
-    answers = texts.answers(load(runs[1] / "policies" / "1"), written, SEED, 1)
-    for said, answer in zip(written, answers):
-        other = next(row for row in texts.baseline if row["prompt"] == said["prompt"])
-        other = texts.ids(other["prompt"], other["response"], other["finished"])
-        gap = score(golden, *answer) - score(golden, *other)
-        assert gap == pytest.approx(said["win_rate_margin"], abs=1e-4)

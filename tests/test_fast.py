@@ -5,12 +5,11 @@ import os
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import fast
 from common import collate
 from ipo_online import response_logprobs, sample
-from tests.conftest import call_apart, read_jsonl, tiny_model
+from tests.conftest import call, call_apart, read_jsonl, tiny_model
 
 DEVICE = os.environ.get("TANDEM_DEVICE", "cpu")
 on_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU: make test-gpu")
@@ -19,17 +18,11 @@ PROMPTS = [[2 + (i + j) % 8 for j in range(1 + 5 * (i % 4))] for i in range(40)]
 UNIFORMS = torch.rand(40, 20, generator=torch.Generator().manual_seed(3))
 
 
-def grouped_llama(dtype=torch.float32):
+def grouped_llama(dtype):
     """A random Llama of which 2 heads share keys and values, its head tied to its embeddings."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-    ids = {"vocab_size": 10, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ids)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(4 if weight.dim() > 1 else 1)
-    return model.to(DEVICE, dtype)
+    sizes = {"hidden_size": 128, "intermediate_size": 256}
+    heads = {"num_attention_heads": 4, "tie_word_embeddings": True}
+    return tiny_model(scale=0.4, **sizes, **heads).to(DEVICE, dtype)
 
 
 def test_it_samples_the_same_tokens(family):
@@ -51,6 +44,7 @@ def test_every_token_is_the_one_that_its_uniform_points_at(dtype, autocast):
     """By the scoring path: the uniform lies between the token's two ends of the CDF. After an
     update too, whose weights must be cast again under autocast."""
     model = grouped_llama(dtype)
+    names = {name for part in model.modules() for name in vars(part)}
     near = TOLERANCE[torch.bfloat16] if autocast else TOLERANCE[dtype]
     for factor in (1.0, -1.0):
         with torch.no_grad():
@@ -64,21 +58,13 @@ def test_every_token_is_the_one_that_its_uniform_points_at(dtype, autocast):
                 cdf = response_logprobs(model, ids, mask.shape[1])[0].exp().cumsum(1)
             for token, u, ends in zip(response, uniforms.tolist(), cdf.tolist()):
                 assert (ends[token - 1] if token else 0) - near <= u <= ends[token] + near
-
-
-def test_a_model_is_left_as_it_was():
-    """Attention and normalisation are replaced while a step is taken, and no longer."""
-    model = grouped_llama()
-    names = {name for part in model.modules() for name in vars(part)}
-    fast.sample(model, PROMPTS, UNIFORMS, [1])
+    # attention and normalisation are replaced while a step is taken, and no longer
     assert model.config._attn_implementation == "sdpa"
     assert {name for part in model.modules() for name in vars(part)} == names | {"recorded_steps"}
 
 
 def test_layers_that_it_does_not_know_are_named():
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "sliding_window": 4}
-    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=10, **sizes, **heads)).eval()
+    model = tiny_model("gemma2", head_dim=8, sliding_window=4)
     with pytest.raises(SystemExit, match="error: --fast: gemma2 has layers of other kinds"):
         fast.sample(model, PROMPTS, UNIFORMS, [1])
 
@@ -88,13 +74,12 @@ def test_an_online_run(options, setup, tmp_path):
     """The pairs are those of a run without --fast; on a GPU its rounding may move a token."""
     command = ["ipo_online.py", "--setup", setup, "--steps", 4, "--eval-every", 2, "--eval-at", 2]
     command += ["--eval-prompts", 8, "--save-pairs", "--batch-size", 4, *options, "--out"]
-    call_apart(*command, tmp_path / "fast", "--fast")
-    metrics, evals = (
-        read_jsonl(tmp_path / "fast" / f"{name}.jsonl") for name in ("metrics", "evals")
-    )
+    call(*command, tmp_path / "fast", "--fast")
+    logs = (tmp_path / "fast" / f"{name}.jsonl" for name in ("metrics", "evals"))
+    metrics, evals = map(read_jsonl, logs)
     assert metrics[0]["loss"] == 25 and evals[0]["kl"] == 0 < evals[-1]["kl"] < 20
     if DEVICE == "cpu" and not options:
-        call_apart(*command, tmp_path / "plain")
+        call(*command, tmp_path / "plain")
         files = [tmp_path / name / "online_pairs" / "train.jsonl" for name in ("fast", "plain")]
         assert files[0].read_text() == files[1].read_text()
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
 from common import collate, load_policy
 from ipo_online import kl_to_sft, response_logprobs, sequence_logprob
@@ -104,16 +103,17 @@ def test_log_probabilities_are_fp32_under_autocast():
     assert (logprobs.exp().sum(2) - 1).abs().max() < 1e-6  # bf16 would miss this by 1e-3
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
+DROPOUT = {
+    "gpt2": {"resid_pdrop": 0.5},
+    "opt": {"dropout": 0.5, "ffn_dim": 32, "word_embed_proj_dim": 16},
+    "llama": {"attention_dropout": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", DROPOUT)
 def test_a_policy_has_no_dropout_and_checkpointing_keeps_its_gradient(name, tmp_path):
     """In training, whatever its config says. What is computed again is the same, to the bit."""
-    sizes = {"vocab_size": 10, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = {
-        "gpt2": GPT2Config(vocab_size=10, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.5),
-        "opt": OPTConfig(ffn_dim=32, dropout=0.5, word_embed_proj_dim=16, **sizes),
-        "llama": LlamaConfig(intermediate_size=32, attention_dropout=0.5, **sizes),
-    }[name]
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_model(name, dtype=torch.float32, **DROPOUT[name]).save_pretrained(tmp_path)
     letter_tokenizer().save_pretrained(tmp_path)
     policy, _ = load_policy(str(tmp_path), 16)
     batch, seen, flops = batch_of(ROWS), [], []

@@ -8,7 +8,7 @@ import torch
 
 import ipo_online
 from common import collate
-from tests.conftest import SCRIPTS, call, letter_tokenizer, read_jsonl, tiny_model
+from tests.conftest import SCRIPTS, letter_tokenizer, tiny_model
 
 BY_HAND = {  # beta, h, loss, slope in h
     "ipo": [
@@ -62,30 +62,13 @@ def test_best_of_2_sees_the_chosen_response_alone(script):
         assert losses.tolist() == [12.0, 3.5]
     losses.sum().backward()
     assert chosen.grad.tolist() == [-1.0, -1.0]
-    assert not any(
-        unused.grad is not None and unused.grad.any() for unused in (rejected, reference)
-    )
-
-
-def test_micro_batches_change_no_number(setup, tmp_path):
-    """Nor does checkpointing: whole runs in fp32, to 1e-5. A first step has h = 0 to the bit."""
-    words = ["--steps", 3, "--batch-size", 8, "--learning-rate", 1e-3, "--eval-at", 3]
-    words += ["--eval-prompts", 4, "--kl-prompts", 4, "--setup", setup, "--out"]
-    runs = {}
-    for size, more in ((8, []), (3, ["--gradient-checkpointing"]), (1, [])):
-        out = tmp_path / str(size)
-        call("ipo_online.py", *words, out, "--micro-batch-size", size, *more)
-        runs[size] = read_jsonl(out / "metrics.jsonl")
-        assert runs[size][0]["rewards/margins"] == 0 and runs[size][0]["loss"] == 25
-        assert len(runs[size]) == 3 and runs[size][2]["rewards/margins"] != 0
-        for row, kept in zip(runs[size], runs[8]):
-            assert row == pytest.approx(kept, rel=1e-5, abs=1e-5)
+    assert rejected.grad is None and reference.grad is None
 
 
 TRL_NAMES = {"ipo": "ipo", "dpo": "sigmoid", "slic": "hinge"}
 
 
-@pytest.mark.parametrize("script", [x for x in CONTRASTIVE if x.split("_")[0] in TRL_NAMES])
+@pytest.mark.parametrize("script", CONTRASTIVE)
 def test_loss_and_gradient_are_those_of_trl(script, tmp_path):
     """DPOTrainer on the same pairs. Its IPO divides each log-ratio by the response's length."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")

@@ -14,13 +14,14 @@ import time
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import common
 import ipo_offline
 import ipo_online
 from prepare.preference_model import train_preference_model
 from prepare.sft import train_sft
-from tests.conftest import MINIATURE, REPO, SHORT, call, read_jsonl, stage
+from tests.conftest import PREPARE, REPO, SHORT, call, end_process, read_jsonl, stage
 
 FEW = "--batch-size 4 --eval-prompts 8 --kl-prompts 4 --eval-at 4 --eval-every 4".split()
 LONG = ["--steps", 24, *FEW]
@@ -174,6 +175,9 @@ def test_stopped_out_of_disk_and_moved_it_ends_as_if_nothing_had_happened(setup,
     assert f"torch was 0.1, is {torch.__version__}; numbers may differ\n" in done.stdout
     call(*command, setup, "--out", tmp_path / "whole")
     assert_equal_runs(moved, tmp_path / "whole")
+    events = EventAccumulator(str(moved / "tandem")).Reload()  # no step is there twice
+    assert [event.step for event in events.Scalars("metrics/loss")] == list(range(24))
+    assert [event.step for event in events.Scalars("evals/kl")] == list(range(0, 25, 4))
 
 
 def test_other_arguments_and_another_script_are_refused_by_name(setup, runs):
@@ -193,7 +197,7 @@ def test_other_models_data_and_prompts_in_the_same_place_are_refused(setup, tmp_
     def begin_again(setup, text="a"):
         args = ipo_offline.Args(setup=str(setup), out=str(tmp_path / "run"), resume=True)
         common.check_args(args, "ipo_offline", ("model", "dataset"))
-        common.LOCKS.clear()  # as when a process ends
+        end_process()
         return common.begin_run(args, "ipo_offline", [{"text": text}])
 
     copy, was = shutil.copytree(setup, tmp_path / "setup"), begin_again(setup)
@@ -246,23 +250,24 @@ def test_a_place_that_cannot_be_written_ends_in_one_line(setup):
         assert "error: a file could not be" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_what_is_not_finite_is_never_kept(setup, tmp_path):
+DIVERGES = [  # steps, and what a run, SFT and a preference model say
+    (1, "step 1: the KL to SFT is", "-log pi of a token is", "a score that is no finite number"),
+    (3, "step 1: the loss is", "step 1: loss", "step 1: loss or gradient is no finite number"),
+]
+
+
+@pytest.mark.parametrize("steps, run, sft, preference", DIVERGES)
+def test_what_is_not_finite_is_never_kept(steps, run, sft, preference, setup, tmp_path):
     """Neither a run's policy nor a stage of prepare, whether a step follows or not."""
-    made, loss = (setup / "sft", setup / "d_golden", tmp_path / "model"), "step 1: the loss is "
-    rates = {"sft_learning_rate": 1e39, "preference_learning_rate": 1e39}
-    diverged = (3, loss, "sft: step 1: loss nan", "step 1: loss or gradient is no finite number")
-    for steps, *told in ((1, "step 1: the KL", "-log pi", "no finite"), diverged):
-        run, size = tmp_path / str(steps), ["--steps", steps, "--learning-rate", 1e39, *FEW]
-        done = call("ipo_online.py", "--setup", setup, *size, "--out", run, code=1)
-        assert told[0] in done.stderr and not [*run.glob("checkpoint"), *run.glob("policy")]
-        with pytest.raises(SystemExit, match=told[1]):
-            stage(train_sft, *made, sft_steps=steps, **rates)
-        with pytest.raises(SystemExit, match=told[2]):
-            stage(train_preference_model, *made, steps, 1, **rates)
-        assert not made[-1].exists()
-
-
-PREPARE = ["-m", "prepare", "--seed", 7, "--pairs", 400, *MINIATURE, "--out"]
+    out, words = tmp_path / "run", ["--steps", steps, "--learning-rate", 1e39, *FEW, "--out"]
+    done = call("ipo_online.py", "--setup", setup, *words, out, code=1)
+    assert run in done.stderr and not [*out.glob("checkpoint"), *out.glob("policy")]
+    made = setup / "sft", setup / "d_golden", tmp_path / "model"
+    with pytest.raises(SystemExit, match=sft):
+        stage(train_sft, *made, sft_steps=steps, sft_learning_rate=1e39)
+    with pytest.raises(SystemExit, match=preference):
+        stage(train_preference_model, *made, steps, 1, preference_learning_rate=1e39)
+    assert not made[-1].exists()
 
 
 def assert_equal_setups(setup, again):

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.conftest import REPO, SCRIPTS, call, read_jsonl
+from tests.conftest import REPO, SCRIPTS, call, read_jsonl, write_jsonl
 from tools import diff, report
 
 RENEW = "run `python tools/diff.py --all`, and add a reason to REASONS where a difference has none"
@@ -62,9 +62,7 @@ def test_every_difference_of_two_scripts_has_a_reason_and_no_reason_is_idle():
     assert not bare, f"lines, from 0, that differ without a reason: {RENEW}"
     said = {why for _, _, found in pairs for change in found for why in change.reasons}
     assert said == set(diff.REASONS.values())
-
-
-def test_what_a_reader_has_written_is_not_explained():
+    # what a reader has written is not explained
     before = LINES["ipo_online"]
     after = [line.replace("weight_decay=0.0", "weight_decay=0.1") for line in before]
     (change,) = changes(before, after)
@@ -106,8 +104,7 @@ def make(folders, tmp_path, **options):
 
 
 def change_rows(path, change):
-    rows = [row | change(row) for row in read_jsonl(path)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, [row | change(row) for row in read_jsonl(path)])
 
 
 @pytest.fixture
