@@ -79,7 +79,7 @@ WRONG = [
     ("--dataset SETUP/sft", "SETUP/sft: cannot be read as train data ("),
     ("--baseline OTHER", "OTHER/responses.jsonl: row 0: split must be train or test"),
     ("--model SETUP", "SETUP: is a setup; name a model in it, for example SETUP/sft"),
-    ("--model ADAPTER", "ADAPTER: no causal language model can be loaded from it ("),
+    ("--model ADAPTER", "ADAPTER: has an adapter; merge it into its model"),
     ("--model nowhere", "nowhere: no tokenizer can be loaded from it ("),
     ("--model ./nowhere", "./nowhere: there is no such folder, so no tokenizer"),
     ("--model SETUP/proxy", "SETUP/proxy: is a preference model, no causal language model"),
