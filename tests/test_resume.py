@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -130,10 +131,9 @@ def test_killed_before_any_change_of_a_file_it_keeps_what_it_had(setup, tmp_path
     folder, reached, changes, seen = tmp_path / "killed", 0, 0, []
     while not (folder / "policy").exists() or (folder / "checkpoint").exists():
         changes += 1
-        DOOM.update(thread=threading.get_ident(), folder=str(folder), left=changes)
-        with contextlib.suppress(Killed):
+        doom = {"thread": threading.get_ident(), "folder": str(folder), "left": changes}
+        with contextlib.suppress(Killed), patch.dict(DOOM, doom):
             call(*command, folder, "--resume")
-        DOOM.clear()
         seen += [steps for steps in [sorted(checkpoints(folder))] if steps not in seen]
         now = 11 if (folder / "policy").exists() else max(checkpoints(folder), default=0)
         assert now >= reached, f"at change {changes} it had {reached} steps, and has {now}"
