@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(PY) ipo_offline.py --steps 240 --beta 0.024 --out runs/demo/offline_beta_0.024) & offline=$$!; \
 	$(PY) ipo_online.py --steps 240 --out runs/demo/online; online=$$?; wait $$offline && exit $$online
 	$(PY) -m paper frontier runs/demo/offline runs/demo/offline_beta_0.024 runs/demo/online \
-		--out runs/demo/frontier --title "Same loss, same setup, same steps: only the data differ"
+		--out runs/demo/frontier --title "IPO, same setup and steps: offline and online"
 
 test: .venv/installed-test
 	HF_HUB_OFFLINE=1 $(PY) -m pytest
