@@ -122,9 +122,9 @@ def test_a_report_tells_what_the_runs_say(runs, tmp_path):
         for row in read_jsonl(folder / "responses" / "3.jsonl")[:3]:
             word = "won" if row["win_rate_margin"] > 0 else "(lost|tie)"
             told = re.escape(" ".join((row["response"].strip() or "(nothing)").split()))
-            told += rf"( \(cut\))? {folder.name} , step 3, {last['kl']:.2f} nats, the golden"
+            told = rf"{folder.name} , step 3, {last['kl']:.2f} nats {told}( \(cut\))?"
             assert row["prompt"] in page.text and "3 of 3" in page.text
-            assert re.search(f"{told} preference model: {word}", page.text)
+            assert re.search(f"{told} the golden preference model: {word}", page.text)
     drawings = re.findall("<svg.*?</svg>", page.html, re.S)
     colors = [run.color for run in report.frontier.load_runs(tuple(map(str, folders)))]
     assert len(drawings) == 7 and all(color in svg for color in colors for svg in drawings)

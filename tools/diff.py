@@ -189,8 +189,7 @@ def write_diff(out: str | Path, names: tuple[str, str], left: list[str], right: 
         notes, said = notes + new, section.reasons if section.kind == "change" else said
         sections.append({"number": notes if new else None, "section": section, "rows": rows})
     same = sum(len(each["rows"]) for each in sections if each["section"].kind != "change")
-    counts = len(left), len(right)
-    write_page(out, "diff.html", names=names, sections=sections, same=same, counts=counts)
+    write_page(out, "diff.html", names=names, sections=sections, same=same, files=(left, right))
 
 
 def main(args: Args) -> None:

@@ -66,15 +66,17 @@ def pictures(runs: list[Run], metric: str | None) -> list[tuple[str, Markup]]:
     """(caption, picture): the frontier where there is a win rate, losses, and each curve."""
     drawn = []
 
-    def add(caption: str, draw, size=(5.4, 3.3)):
-        figure, axes = plt.subplots(layout="constrained", figsize=size)
+    def add(caption: str, draw):
+        figure, axes = plt.subplots(layout="constrained", figsize=(6, 3.8))
         axes.set_xlabel("step")
+        axes.margins(x=0.1)  # room for the names of lines at the left
+        axes.locator_params(axis="x", nbins=6)
         draw(axes)
         drawn.append((caption, as_svg(figure, f"picture{len(drawn)}")))
 
     if any(row["kl"] > 0 and row.get(metric) is not None for run in runs for row in run.evals):
-        caption = f"KL to SFT against the win rate by {MODELS[metric]}, in the order of training"
-        add(caption, lambda axes: frontier.draw(axes, runs, metric), (7.2, 4.6))
+        caption = f"Win rate by {MODELS[metric]} against KL to SFT"
+        add(caption, lambda axes: frontier.draw(axes, runs, metric))
 
     def losses(axes):
         for run in runs:
@@ -146,8 +148,8 @@ def cards(runs: list[Run], count: int, nats: tuple[float, ...]) -> list[dict]:
     return made
 
 
-def table(runs: list[Run]) -> list[dict[str, str]]:
-    """The last evaluation of each run, and what a step cost: the median, the first are slower."""
+def results(runs: list[Run]) -> list[tuple[str, list[str]]]:
+    """(what, its value in each run): of the last evaluation, and the median cost of a step."""
     rows = []
     for run in runs:
         row = frontier.result(run) | {"tokens": f"{run.evals[-1]['response_length']:.1f}"}
@@ -158,7 +160,7 @@ def table(runs: list[Run]) -> list[dict[str, str]]:
         row["seconds a step"] = f"{median(seconds):.3g}" if steps else "–"
         row["steps"] = f"{len(steps)} of {run.args['steps']}"
         rows.append(row)
-    return rows
+    return [(name, [row[name] for row in rows]) for name in list(rows[0])[1:]]  # not "run"
 
 
 def arguments(runs: list[Run]) -> tuple[list, list]:
@@ -178,14 +180,13 @@ def main(args: Args) -> None:
     runs = frontier.load_runs(args.runs)
     told = [name for name in MODELS if any(run.evals[0][name] is not None for run in runs)]
     metric = told[0] if told else None
-    differ, same = arguments(runs)
     colors = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     with plt.rc_context(dict.fromkeys(colors, INK)):
         drawn = pictures(runs, metric)
-    values = {"runs": runs, "table": table(runs), "pictures": drawn, "differ": differ, "same": same}
+    values = {"runs": runs, "results": results(runs), "arguments": arguments(runs)}
     values |= {"model": MODELS.get(metric), "baseline": frontier.baseline_of(runs)}
     values |= {"one_setup": frontier.one_setup(runs), "cards": cards(runs, args.prompts, args.nats)}
-    write_page(args.out, "report.html", **values)
+    write_page(args.out, "report.html", pictures=drawn, **values)
 
 
 if __name__ == "__main__":
