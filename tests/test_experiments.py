@@ -19,11 +19,11 @@ from tests.conftest import SHORT, call, read_jsonl
 def result(*points):
     """A result of evaluations (KL, [golden on either half], [ground truth on either half])."""
     rows = [dict(zip(("kl", "golden", "truth"), point)) for point in points]
-    told = {"step": 90, "responses": [" A review."], "reach": 0.1}
+    told = {"responses": [" A review."], "reach": 0.1}
     told |= {"chosen_logratio": -1.0, "rejected_logratio": -3.0}
-    for row in rows:
+    for i, row in enumerate(rows):
         row |= told | {"win_rate": row["golden"][0], "accuracy": row["golden"][1]}
-        row["agreement"] = 0.9
+        row |= {"agreement": 0.9, "step": statistics.SHORT - 1 + i}
     return {"evals": rows, "revision": "one", "prompts": [4, 4], "seconds_a_step": 0.1}
 
 
@@ -193,6 +193,8 @@ def test_the_page(place, capsys):
         assert picture.read_bytes()[16:20] == (1200).to_bytes(4, "big")
     numbers = (place / "findings.csv").read_text().splitlines()
     assert 'frontier,"DPO, online",11,"win rate, golden",4,0.325' in numbers
+    assert 'frontier,"IPO, online",11,"win rate, golden",12,0.85' in numbers
+    assert 'coverage,online,11,"win rate, golden",12,0.325' in numbers  # the same, until step 400
 
 
 def test_stages(setup, tmp_path):
