@@ -55,8 +55,8 @@ class Job:
     question: str = ""  # where its result is kept; "": it has none, and is made for others alone
     needs: tuple["Job", ...] = ()  # whose folders it reads
     keeps: tuple[str, ...] = ()  # what others read of its folder
-    seconds: float = 0  # an estimate, without
-    steps: float = 0  # gradient steps of a run, counted as steps of the reviews task's own policy
+    seconds: float = 0  # an estimate
+    steps: float = 0  # of a run, counted as steps of the reviews task's own policy
     home: Path | None = None  # of a reader's run: its folder and its result lie here
 
     @property
@@ -76,14 +76,6 @@ class Job:
         """Whether it has left what others read."""
         parts = all((self.folder / part).exists() for part in self.keeps or ("",))
         return parts and (not self.question or self.result.exists())
-
-    @property
-    def side(self) -> str:
-        """Online, offline or hybrid; "" of what is no run of a script."""
-        if not self.steps:
-            return ""
-        side = Path(self.words[0]).stem.rpartition("_")[2]
-        return side if side in SECONDS else "online"  # a reader's script has any name
 
 
 def source(jobs: Iterable[Job] = ()) -> str:
@@ -113,8 +105,9 @@ def run(question, name, script, setup, seed, steps, *words, needs=(), keeps=(), 
     at = [step for step in EVAL_AT if step < steps]
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
     told = map(str, (*told, "--eval-every", steps, "--eval-at", *at, *words))
-    spent = BEGIN + (len(at) + 2) * EVALUATION * cost, steps * cost
-    return Job(name, tuple(told), question, (setup, *needs), tuple(keeps), *spent)
+    a_step = SECONDS.get(script.rpartition("_")[2], SECONDS["online"])  # of any name: a reader's
+    seconds = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost
+    return Job(name, tuple(told), question, (setup, *needs), tuple(keeps), seconds, steps * cost)
 
 
 # --------------------------------------------------------------- what is kept of a finished run
@@ -158,7 +151,7 @@ def compact(job: Job) -> dict:
 def keep(job: Job) -> None:
     """Write a finished job's result, and remove its folder where no other job reads it."""
     result = {"name": job.name, "revision": revision()}
-    result |= compact(job) if job.side else json.loads((job.folder / "result.json").read_text())
+    result |= compact(job) if job.steps else json.loads((job.folder / "result.json").read_text())
     if "online_pairs" in job.keeps:
         cut_back(job.folder / "online_pairs/train.jsonl", SHORT)
     job.result.parent.mkdir(parents=True, exist_ok=True)
@@ -189,11 +182,11 @@ def plan(jobs: Iterable[Job]) -> list[Job]:
 
 def estimate(jobs: Iterable[Job]) -> float:
     """Core-hours."""
-    return sum(job.seconds + job.steps * SECONDS.get(job.side, 0) for job in jobs) / 3600
+    return sum(job.seconds for job in jobs) / 3600
 
 
 def start(job: Job) -> subprocess.Popen:
-    resume = ["--resume"] if job.side else []
+    resume = ["--resume"] if job.steps else []
     words = [sys.executable, *job.words, *resume, "--out", str(job.folder)]
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{job.folder}.log", "a") as log:

@@ -149,8 +149,8 @@ def test_a_campaign_continues(setup, place):
 
 def test_the_estimate(place):
     """The experiments take at most 20 core-hours, at 1,600 steps; the board is no experiment."""
-    job = Job("run", ("ipo_online.py",), "question", seconds=360, steps=1000)
-    assert runs.estimate([job, job]) == pytest.approx(0.3)
+    job = runs.run("question", "run", "ipo_online", Job("setup", ()), 1, 1000)
+    assert runs.estimate([job, job]) == pytest.approx(2 * (8 + 14 * 2.2 + 180) / 3600)
     asked = {name: statistics.flat(q.arms, q.seeds) for name, q in page.QUESTIONS.items()}
     assert runs.estimate(runs.plan(asked.pop("board"))) < 1.6
     jobs = runs.plan([job for some in asked.values() for job in some])
@@ -162,7 +162,7 @@ def test_the_estimate(place):
 def test_every_command_parses():
     jobs = [job for q in page.QUESTIONS.values() for job in statistics.flat(q.arms, q.seeds[:1])]
     for job in {" ".join(w for w in job.words if w[0] == "-"): job for job in jobs}.values():
-        if job.side:
+        if job.steps:
             script = importlib.import_module(job.words[0].removesuffix(".py"))
             tyro.cli(script.Args, args=job.words[1:])
 
@@ -177,7 +177,7 @@ def test_the_page(place, capsys):
             for arm, jobs in question.arms(seed).items():
                 for job in jobs:
                     found = OTHER if "online" in arm else ONE
-                    found = {"accuracy": accuracy, "revision": "two"} if not job.side else found
+                    found = {"accuracy": accuracy, "revision": "two"} if not job.steps else found
                     job.result.parent.mkdir(parents=True, exist_ok=True)
                     job.result.write_text(json.dumps(found))
     (place / "findings.md").write_text("Before\n<!-- frontier -->\nstale\n<!-- end -->\nbehind\n")
