@@ -47,7 +47,7 @@ def settings(script: str, name: str, betas: tuple[float, ...], seed: int) -> lis
     """A script's runs on a seed: one for each beta, or one without the flag."""
     flags = {f"__beta={beta}": ("--beta", beta) for beta in betas} or {"": ()}
     words = script, swept.reviews(seed), seed, SHORT
-    return [runs.run("board", f"{seed}__{name}{end}", *words, *told) for end, told in flags.items()]
+    return [runs.run("board", f"{name}{end}", *words, *told) for end, told in flags.items()]
 
 
 def arms(seed: int) -> Arms:

@@ -34,24 +34,22 @@ def coverage(seed: int) -> Arms:
     def shuffled(shuffle: str | int, rate: float = 1) -> Job:
         name = f"ipo_offline__online_pairs__shuffle={shuffle}__rate={rate:g}"
         words = *on_pairs(online), "--shuffle", shuffle
-        words = "coverage", name, "ipo_offline", seed, *words
-        return swept.short(*words, rate=rate, needs=(online,))
+        return swept.short("coverage", name, seed, *words, rate=rate, needs=(online,))
 
     made = {ONLINE: [online], "its pairs, in order": [shuffled("none")]}
     made |= {f"its pairs, windows of {n}": [shuffled(n)] for n in (4, 50)}
     made[SHUFFLED] = [shuffled("all", rate) for rate in swept.RATES]
     made[OFFLINE] = [ipo("offline", seed, rate) for rate in swept.RATES]
     for n in (10, 100):
-        words = f"ipo_online__sync={n}", "ipo_online", seed, "--sync-every", n
-        made[f"sampling every {n} steps"] = [swept.short("coverage", *words)]
-    hybrid = swept.short("coverage", "ipo_hybrid", "ipo_hybrid", seed)  # half and half
-    return made | {"half online, half D_golden": [hybrid]}
+        fewer = swept.short("coverage", f"ipo_online__sync={n}", seed, "--sync-every", n)
+        made[f"sampling every {n} steps"] = [fewer]
+    return made | {"half online, half D_golden": [swept.short("coverage", "ipo_hybrid", seed)]}
 
 
 def coverage_report(made: Report) -> None:
     shown = [arm for arm in made.groups if arm in METHODS or "window" in arm]
     made.curves(shown, "IPO: offline on the online run's own pairs")
-    made.arms(made.groups, ONLINE)
+    made.compare((arm, ONLINE) for arm in made.groups if arm != ONLINE)
 
 
 def at_one_rate(seed: int) -> Arms:
@@ -79,10 +77,10 @@ def quality(seed: int) -> Arms:
 
     made = {ONLINE: [online], "D_golden": [ipo("offline", seed)]}
     for sides in (("sft", "sft"), ("final", "final"), ("sft", "early"), ("early", "final")):
-        data = pairs(*sides)
-        words = f"ipo_offline__{'-'.join(sides)}", "ipo_offline", seed, "--dataset", data.folder
-        made[" against ".join(sides)] = [swept.short("quality", *words, needs=(data,))]
-    data, name = pairs("final", "final"), f"{seed}__ipo_offline__final-final__longer"
+        data, name = pairs(*sides), f"ipo_offline__{'-'.join(sides)}"
+        trained = swept.short("quality", name, seed, "--dataset", data.folder, needs=(data,))
+        made[" against ".join(sides)] = [trained]
+    data, name = pairs("final", "final"), "ipo_offline__final-final__longer"
     words = setup, seed, 4 * SHORT, *swept.flags(1, None), "--dataset", data.folder
     longer = run("quality", name, "ipo_offline", *words, needs=(data,))
     return made | {"final against final, 4 times the steps": [longer]}
@@ -91,7 +89,7 @@ def quality(seed: int) -> Arms:
 def quality_report(made: Report) -> None:
     shown = [arm for arm in made.groups if "early against" not in arm]
     made.curves(shown, "Offline IPO: which policies' pairs?")
-    made.arms(made.groups, "D_golden")
+    made.compare((arm, "D_golden") for arm in made.groups if arm != "D_golden")
 
 
 SETTINGS = "offline, all settings"
@@ -152,14 +150,14 @@ def loss(seed: int) -> Arms:
     shuffled pairs level with online.
     """
     online, offline = (swept.whole("bo2", side, 1, None, seed) for side in ("online", "offline"))
-    words = "bo2_offline__online_pairs", "bo2_offline", seed, *on_pairs(online)
+    words = "bo2_offline__online_pairs", seed, *on_pairs(online)
     shuffled = swept.short("loss", *words, needs=(online,))
     return dict(zip(METHODS, ([online], [shuffled], [offline])))
 
 
 def loss_report(made: Report) -> None:
     made.curves(made.groups, "Best-of-2: no contrast in the loss")
-    made.arms(made.groups, ONLINE)
+    made.compare((arm, ONLINE) for arm in made.groups if arm != ONLINE)
 
 
 # parameters in thousands: (the untrained model of a setup, what a step costs)
@@ -187,18 +185,17 @@ def of_size(size: int, seed: int) -> Arms:
     name = f"{seed}__sft__{size}k"
     sft = stage(name, *words, "--seed", seed, needs=(setup,), seconds=45 * cost)
 
-    def made(script: str, data: str, *words, needs=(), keeps=()) -> Job:
-        words = "scale", f"{script}__{data}__{size}k", script, seed, "--model", sft.folder, *words
+    def made(name: str, *words, needs=(), keeps=()) -> Job:
+        words = "scale", f"{name}__{size}k", seed, "--model", sft.folder, *words
         return swept.short(*words, needs=(sft, *needs), keeps=keeps, cost=cost)
 
-    online = made("ipo_online", "online", "--save-pairs", keeps=("online_pairs",))
-    shuffled = made("ipo_offline", "online_pairs", *on_pairs(online), needs=(online,))
-    return dict(zip(METHODS, ([online], [shuffled], [made("ipo_offline", "d_golden")])))
+    online = made("ipo_online__online", "--save-pairs", keeps=("online_pairs",))
+    shuffled = made("ipo_offline__online_pairs", *on_pairs(online), needs=(online,))
+    return dict(zip(METHODS, ([online], [shuffled], [made("ipo_offline__d_golden")])))
 
 
 def scale_report(made: Report) -> None:
     shown = [arm for arm in made.groups if "shuffled" not in arm]
     made.curves(shown, "IPO: three sizes of the policy")
-    for size in SIZES:
-        arms = [f"{size} thousand, {method}" for method in METHODS]
-        made.arms(arms, arms[0], at=BUDGETS[-1])
+    sizes = [[f"{size} thousand, {method}" for method in METHODS] for size in SIZES]
+    made.compare([(arm, online) for online, *others in sizes for arm in others], BUDGETS[-1:])

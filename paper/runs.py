@@ -106,8 +106,8 @@ def run(question, name, script, setup, seed, steps, *words, needs=(), keeps=(), 
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
     told = map(str, (*told, "--eval-every", steps, "--eval-at", *at, *words))
     a_step = SECONDS.get(script.rpartition("_")[2], SECONDS["online"])  # of any name: a reader's
-    seconds = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost
-    return Job(name, tuple(told), question, (setup, *needs), tuple(keeps), seconds, steps * cost)
+    spent = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost, steps * cost
+    return Job(f"{seed}__{name}", tuple(told), question, (setup, *needs), tuple(keeps), *spent)
 
 
 # --------------------------------------------------------------- what is kept of a finished run

@@ -9,7 +9,7 @@ halves changes nothing. SFT itself, the evaluation before the first step, is in 
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -52,6 +52,12 @@ def gather(arms: Callable[[int], Arms], seeds: Iterable[int], until: int | None 
                     if until and job.question in ("frontier", "pilot"):
                         result["evals"] = [e for e in result["evals"] if e["step"] <= until]
     return groups
+
+
+def sides(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """(online, offline) of the arms that have both sides."""
+    pairs = {arm: arm.replace("online", "offline") for arm in arms}
+    return [(one, other) for one, other in pairs.items() if one != other and other in pairs]
 
 
 def best(results: list[dict], budget: float, by: str) -> float | None:
@@ -114,29 +120,18 @@ class Report:
         rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
         self.parts.append(f"{text}\n\n{rows}".strip())
 
-    def arms(self, arms: Iterable[str], against: str, at: float = AT) -> None:
-        """A row an arm: win rates at a budget, and how far they are from one arm's."""
-        head, lines = ["arm", "seeds"], []
-        for by in BY:
-            head += [f"win rate at {at} nats, {by}", f"less {against}, {by}"]
-        for arm in arms:
-            lines.append([arm, len(self.groups[arm])])
-            for by in BY:
-                apart = told(self.lead(arm, against, by, at), "+") if arm != against else ""
-                lines[-1] += [told(self.won(arm, by, at)), apart]
-        self.table(head, lines)
-
-    def sides(self, cases: Iterable[str], budgets: Iterable[float], text: str = "") -> None:
-        """A row for each case and verdict that are there: both sides' win rates, and the leads."""
-        lines = []
-        for case in cases:
-            sides = f"{case}, online", f"{case}, offline"
-            for by in BY:
-                leads = [told(self.lead(*sides, by, k), "+") for k in budgets]
-                if any(self.won(side, by) for side in sides):
-                    lines.append([case, by, *(told(self.won(side, by)) for side in sides), *leads])
-        head = ["", "by", f"online at {AT} nats", f"offline at {AT} nats"]
-        self.table([*head, *(f"online less offline at {k}" for k in budgets)], lines, text)
+    def compare(self, pairs: Iterable[tuple[str, str]], budgets: Sequence[float] = (AT,)) -> None:
+        """A row for each pair of arms and verdict: win rates at the first budget, and how far the
+        one arm is ahead of the other at each budget, over the seeds that have both."""
+        lines, at = [], f"at {budgets[0]} nats"
+        for (one, other), by in product(pairs, BY):
+            won = self.won(one, by, budgets[0])
+            if won or by == "golden":  # there may be no ground-truth score
+                leads = [self.lead(one, other, by, k) for k in budgets]
+                cells = [one, by, told(won), other, told(self.won(other, by, budgets[0]))]
+                lines.append([*cells, len(leads[0]), *(told(lead, "+") for lead in leads)])
+        head = ["arm", "by", at, "other arm", at, "seeds with both"]
+        self.table([*head, *(f"ahead at {k} nats" for k in budgets)], lines)
 
     def curves(self, arms: Iterable[str], title: str, name: str = "") -> None:
         """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
@@ -145,7 +140,8 @@ class Report:
             for by, text in BY.items()
         }
         axis = {"xlabel": "KL budget in nats, log scale", "ylabel": "win rate over the baseline"}
-        self.draw(panels, name or self.question, title, (0.5, "parity"), xscale="log", **axis)
+        axis |= {"xscale": "log", "xticks": BUDGETS, "xticklabels": BUDGETS}
+        self.draw(panels, name or self.question, title, (0.5, "parity"), **axis)
 
     @plt.rc_context({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
     def draw(self, panels: dict, name: str, title: str, level: tuple, join=True, **axis) -> None:
@@ -167,12 +163,9 @@ class Report:
                 axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
             grey_line(axes, *level)
             axes.set(**axis)
+            axes.minorticks_off()
             axes.set_title(panel, loc="left")
             axes.label_outer()
-            if axes.get_xscale() == "log":
-                axes.set_xticks(sorted({x for line in lines.values() for x in line}))
-                axes.minorticks_off()
-                axes.xaxis.set_major_formatter("{x:g}")
         all_axes[0][0].legend(frameon=False)
         figure.suptitle(title, x=0.01, ha="left")
         self.pictures.mkdir(parents=True, exist_ok=True)

@@ -184,8 +184,9 @@ def test_the_page(place, capsys):
     page.main(page.Args(str(place / "findings.md")))
     text, rest = (place / "findings.md").read_text(), capsys.readouterr().out
     assert text.startswith("Before\n") and text.endswith("behind\n") and "stale" not in text
-    cells = "0.325 [0.325, 0.325] | 0.500 [0.500, 0.500] | -0.175 [-0.175, -0.175] * |"
-    assert f"| DPO | golden | {cells}" in text and "not made yet" not in text
+    cells = "0.325 [0.325, 0.325] | DPO, offline | 0.500 [0.500, 0.500] | 5 |"
+    cells += " -0.175 [-0.175, -0.175] * |"
+    assert f"| DPO, online | golden | {cells}" in text and "not made yet" not in text
     assert "has no mark for coverage" in rest and "made by 2 versions" in rest
     assert "Not complete" not in text + rest
     assert "last fifth less first fifth of the run: +0.400" in rest
