@@ -7,7 +7,7 @@ frontier, whose runs they read and share.
 from statistics import correlation, mean
 
 from paper import swept
-from paper.runs import SHORT, Job, run, stage
+from paper.runs import SHORT, Job, stage
 from paper.statistics import BUDGETS, Arms, Report, told
 
 METHODS = ONLINE, SHUFFLED, OFFLINE = "online", "its pairs, shuffled", "offline, D_golden"
@@ -15,11 +15,6 @@ METHODS = ONLINE, SHUFFLED, OFFLINE = "online", "its pairs, shuffled", "offline,
 
 def ipo(side: str, seed: int, rate: float = 1) -> Job:
     return swept.whole("ipo", side, rate, 0.1, seed)
-
-
-def on_pairs(online: Job) -> tuple:
-    """The flags of an offline run on the pairs of an online one."""
-    return "--dataset", online.folder / "online_pairs"
 
 
 def coverage(seed: int) -> Arms:
@@ -33,7 +28,7 @@ def coverage(seed: int) -> Arms:
 
     def shuffled(shuffle: str | int, rate: float = 1) -> Job:
         name = f"ipo_offline__online_pairs__shuffle={shuffle}__rate={rate:g}"
-        words = *on_pairs(online), "--shuffle", shuffle
+        words = "--dataset", online.folder / "online_pairs", "--shuffle", shuffle
         return swept.short("coverage", name, seed, *words, rate=rate, needs=(online,))
 
     made = {ONLINE: [online], "its pairs, in order": [shuffled("none")]}
@@ -69,21 +64,20 @@ def quality(seed: int) -> Arms:
     policies = {"sft": setup.folder / "sft", "early": online.folder / swept.EARLY}
     policies["final"] = online.folder / swept.FINAL
 
-    def pairs(first: str, second: str) -> Job:
+    def on_pairs(first: str, second: str, end: str = "", steps: int = SHORT) -> list[Job]:
         words = ["pairs", "--policies", policies[first], policies[second], "--seed", seed]
         words += ["--golden", setup.folder / "golden", "--dataset", setup.folder / "d_golden"]
+        words += ["--count", 32 * SHORT]
         name = f"{seed}__pairs__{first}-{second}"
-        return stage(name, *words, "--count", 32 * SHORT, needs=(setup, online), seconds=80)
+        data = stage(name, *words, needs=(setup, online), seconds=80)
+        words = f"ipo_offline__{first}-{second}{end}", seed, "--dataset", data.folder
+        return [swept.short("quality", *words, needs=(data,), steps=steps)]
 
     made = {ONLINE: [online], "D_golden": [ipo("offline", seed)]}
     for sides in (("sft", "sft"), ("final", "final"), ("sft", "early"), ("early", "final")):
-        data, name = pairs(*sides), f"ipo_offline__{'-'.join(sides)}"
-        trained = swept.short("quality", name, seed, "--dataset", data.folder, needs=(data,))
-        made[" against ".join(sides)] = [trained]
-    data, name = pairs("final", "final"), "ipo_offline__final-final__longer"
-    words = setup, seed, 4 * SHORT, *swept.flags(1, None), "--dataset", data.folder
-    longer = run("quality", name, "ipo_offline", *words, needs=(data,))
-    return made | {"final against final, 4 times the steps": [longer]}
+        made[" against ".join(sides)] = on_pairs(*sides)
+    longer = on_pairs("final", "final", "__longer", 4 * SHORT)
+    return made | {"final against final, 4 times the steps": longer}
 
 
 def quality_report(made: Report) -> None:
@@ -113,12 +107,6 @@ def classification(seed: int) -> Arms:
     return at_one_rate(seed) | {SETTINGS: settings, "classified": [classified]}
 
 
-def within(results: list[dict]) -> float:
-    """The correlation of accuracy and golden's win rate over the evaluations of runs."""
-    rows = [row for result in results for row in result["evals"] if row["step"] >= 80]
-    return correlation([row["accuracy"] for row in rows], [row["win_rate"] for row in rows])
-
-
 def classification_report(made: Report) -> None:
     found = {seed: result["accuracy"] for seed, (result,) in made.groups["classified"].items()}
     curves = {
@@ -138,7 +126,11 @@ def classification_report(made: Report) -> None:
     proxy = {seed: right["proxy"] for seed, right in found.items()}
     decay = {seed: mean(right[-2:]) - mean(right[:2]) for seed, right in proxy.items()}
     made.parts.append(f"The proxy, last fifth less first fifth of the run: {told(decay, '+')}.")
-    seven = {seed: within(results) for seed, results in made.groups[SETTINGS].items()}
+    seven = {}
+    for seed, results in made.groups[SETTINGS].items():
+        rows = [row for result in results for row in result["evals"] if row["step"] >= 80]
+        columns = ([row[name] for row in rows] for name in ("accuracy", "win_rate"))
+        seven[seed] = correlation(*columns)
     made.parts.append(f"Accuracy and win rate within offline runs correlate: {told(seven, '+')}.")
 
 
@@ -150,7 +142,7 @@ def loss(seed: int) -> Arms:
     shuffled pairs level with online.
     """
     online, offline = (swept.whole("bo2", side, 1, None, seed) for side in ("online", "offline"))
-    words = "bo2_offline__online_pairs", seed, *on_pairs(online)
+    words = "bo2_offline__online_pairs", seed, "--dataset", online.folder / "online_pairs"
     shuffled = swept.short("loss", *words, needs=(online,))
     return dict(zip(METHODS, ([online], [shuffled], [offline])))
 
@@ -190,7 +182,8 @@ def of_size(size: int, seed: int) -> Arms:
         return swept.short(*words, needs=(sft, *needs), keeps=keeps, cost=cost)
 
     online = made("ipo_online__online", "--save-pairs", keeps=("online_pairs",))
-    shuffled = made("ipo_offline__online_pairs", *on_pairs(online), needs=(online,))
+    words = "--dataset", online.folder / "online_pairs"
+    shuffled = made("ipo_offline__online_pairs", *words, needs=(online,))
     return dict(zip(METHODS, ([online], [shuffled], [made("ipo_offline__d_golden")])))
 
 

@@ -97,9 +97,8 @@ def main(args: Args) -> None:
     if path.exists():
         path.write_text(text)
     with open(path.with_suffix(".csv"), "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("question", "arm", "seed", "measure", "at", "value"))
-        table.writerows(rows)
+        head = "question", "arm", "seed", "measure", "at", "value"
+        csv.writer(file).writerows([head, *rows])
     results = [json.loads(file.read_text()) for file in runs.RESULTS.rglob("*.json")]
     revisions = {result["revision"] for result in results}
     print(f"wrote {path.with_suffix('.csv')}: {len(rows)} numbers of {len(results)} results")

@@ -1,11 +1,7 @@
-"""Running the experiments: a job is one command, made once; a finished run leaves a small file.
+"""Running the experiments: a job is one command, made once.
 
-    python -m paper run frontier coverage --jobs 2 --limit-hours 2
-
-It prints an estimate, then makes what is missing: setups, runs and what lies between them. Ended at
-any moment, the same call continues. A finished run becomes paper/results/QUESTION/NAME.json, which
-is committed; its folder is kept only where other jobs read it. So a later call, on another machine
-too, continues from those files.
+A finished run becomes paper/results/QUESTION/NAME.json, which is committed, and a later call, on
+another machine too, continues from there. Its folder is kept only where other jobs read it.
 """
 
 import hashlib
@@ -19,6 +15,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -100,14 +97,15 @@ def stage(name: str, *words, needs=(), seconds: float, question: str = "") -> Jo
     return Job(name, words, question, tuple(needs), (), seconds)
 
 
-def run(question, name, script, setup, seed, steps, *words, needs=(), keeps=(), cost=1) -> Job:
+def run(question, name, script, setup, seed, steps, *words, needs=(), cost=1, **kept) -> Job:
     """A run of a script from a setup. cost: of a step, where the reviews task's own policy is 1."""
     at = [step for step in EVAL_AT if step < steps]
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
     told = map(str, (*told, "--eval-every", steps, "--eval-at", *at, *words))
     a_step = SECONDS.get(script.rpartition("_")[2], SECONDS["online"])  # of any name: a reader's
-    spent = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost, steps * cost
-    return Job(f"{seed}__{name}", tuple(told), question, (setup, *needs), tuple(keeps), *spent)
+    spent = {"steps": steps * cost}
+    spent["seconds"] = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost
+    return Job(f"{seed}__{name}", tuple(told), question, (setup, *needs), **spent, **kept)
 
 
 # --------------------------------------------------------------- what is kept of a finished run
@@ -121,9 +119,9 @@ def evaluation(run: Run, row: dict) -> dict:
     """
     answers = [answer for answer in run.answers(row["step"]) if answer["split"] == "train"]
     won = {"golden": wins(torch.tensor([answer["win_rate_margin"] for answer in answers]))}
-    found, kept = ground_truth_scores(run, row["step"]), {}
-    if found is not None:
-        _, ours, baseline = found
+    prompts, ours, baseline = ground_truth_scores(run, row["step"])
+    kept = {}
+    if prompts:
         won["truth"] = wins(ours - baseline)
         kept["reach"] = (ours >= baseline.median()).double().mean().item()
     kept |= {by: [some[half::2].mean().item() for half in (0, 1)] for by, some in won.items()}
@@ -166,18 +164,12 @@ def keep(job: Job) -> None:
 
 def plan(jobs: Iterable[Job]) -> list[Job]:
     """The jobs that are to be made, each behind what it reads."""
-    order: dict[Job, None] = {}
 
-    def add(job: Job) -> None:
-        for need in job.needs:
-            if not need.there:
-                add(need)
-        order.setdefault(job)
+    def behind(job: Job) -> list[Job]:
+        needs = [need for need in job.needs if not need.there]
+        return [*chain.from_iterable(map(behind, needs)), job]
 
-    for job in jobs:
-        if not job.done:
-            add(job)
-    return list(order)
+    return list(dict.fromkeys(one for job in jobs if not job.done for one in behind(job)))
 
 
 def estimate(jobs: Iterable[Job]) -> float:

@@ -125,11 +125,11 @@ class Report:
         one arm is ahead of the other at each budget, over the seeds that have both."""
         lines, at = [], f"at {budgets[0]} nats"
         for (one, other), by in product(pairs, BY):
-            won = self.won(one, by, budgets[0])
-            if won or by == "golden":  # there may be no ground-truth score
+            first, second = (self.won(arm, by, budgets[0]) for arm in (one, other))
+            if first or second or by == "golden":  # there may be no ground-truth score
                 leads = [self.lead(one, other, by, k) for k in budgets]
-                cells = [one, by, told(won), other, told(self.won(other, by, budgets[0]))]
-                lines.append([*cells, len(leads[0]), *(told(lead, "+") for lead in leads)])
+                cells = [one, by, told(first), other, told(second), len(leads[0])]
+                lines.append(cells + [told(lead, "+") for lead in leads])
         head = ["arm", "by", at, "other arm", at, "seeds with both"]
         self.table([*head, *(f"ahead at {k} nats" for k in budgets)], lines)
 

@@ -30,16 +30,14 @@ STEPS = 1600  # 800, where the pilot says that they do
 RATES = (0.3, 1)  # times the default
 BETAS = {"ipo": (0.02, 0.05, 0.1), "dpo": (0.2, 1), "slic": (0.1, 0.5)}
 RLOO_BETAS = (0.2, 1)  # h is drawn to margin / beta: as far as IPO at 0.02 and 0.1
-# what both sides have: (learning rate in defaults, beta)
-SETTINGS = {loss: [*product(RATES, betas)] for loss, betas in BETAS.items()}
 SIDES = "online", "offline"
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2", "rloo": "RLOO"}
 # what the secondary questions read of a run: {(script, rate, beta): (flags, parts)}
 FINAL, EARLY = f"policies/{SHORT}", f"policies/{SHORT // 5}"
 READ = {
-    ("ipo_online", 1, 0.1): (["--save-pairs", "--save-policies"], ["online_pairs", EARLY, FINAL]),
-    ("ipo_offline", 1, 0.1): (["--save-policies"], [FINAL]),
-    ("bo2_online", 1, None): (["--save-pairs"], ["online_pairs"]),
+    ("ipo_online", 1, 0.1): (("--save-pairs", "--save-policies"), ("online_pairs", EARLY, FINAL)),
+    ("ipo_offline", 1, 0.1): (("--save-policies",), (FINAL,)),
+    ("bo2_online", 1, None): (("--save-pairs",), ("online_pairs",)),
 }
 
 
@@ -55,40 +53,39 @@ def flags(rate: float, beta: float | None) -> tuple:
 def whole(loss: str, side: str, rate: float, beta: float | None, seed: int) -> Job:
     """A run of the frontier."""
     script = f"{loss}_{side}"
-    saved, keeps = READ.get((script, rate, beta), ([], [])) if seed in FEWER_SEEDS else ([], [])
+    saved, keeps = READ.get((script, rate, beta), ((), ())) if seed in FEWER_SEEDS else ((), ())
     name = f"{script}__rate={rate:g}" + ("" if beta is None else f"__beta={beta:g}")
     question, steps = ("pilot", 1600) if seed in PILOT_SEEDS else ("frontier", STEPS)
     words = *flags(rate, beta), *saved
     return run(question, name, script, reviews(seed), seed, steps, *words, keeps=keeps)
 
 
-def short(question: str, name: str, seed: int, *words, rate=1, **options) -> Job:
-    """A run of a secondary question: the default beta, and fewer steps. Its name begins with the
-    script's."""
+def short(question: str, name: str, seed: int, *words, rate=1, steps=SHORT, **options) -> Job:
+    """A run of a secondary question, at the default beta. Its name begins with the script's."""
     script, words = name.partition("__")[0], (*flags(rate, None), *words)
-    return run(question, name, script, reviews(seed), seed, SHORT, *words, **options)
+    return run(question, name, script, reviews(seed), seed, steps, *words, **options)
 
 
-def both_sides(seed: int, settings: dict[str, list[tuple]]) -> Arms:
+def both_sides(seed: int, betas: dict[str, tuple], rates: tuple = RATES) -> Arms:
+    """Every rate and beta of each loss, for either side."""
     return {
-        f"{NAMES[loss]}, {side}": [whole(loss, side, *one, seed) for one in some]
-        for loss, some in settings.items()
+        f"{NAMES[loss]}, {side}": [whole(loss, side, *one, seed) for one in product(rates, some)]
+        for loss, some in betas.items()
         for side in SIDES
     }
 
 
 def arms(seed: int) -> Arms:
-    made = both_sides(seed, SETTINGS)
+    made = both_sides(seed, BETAS)
     if seed in FEWER_SEEDS:  # Best-of-2 and RLOO are in no primary claim
-        made |= both_sides(seed, {"bo2": [(1, None)]})
+        made |= both_sides(seed, {"bo2": (None,)}, (1,))
         made["RLOO, online"] = [whole("rloo", "online", 1, beta, seed) for beta in RLOO_BETAS]
     return made
 
 
 def pilot_arms(seed: int) -> Arms:
     """Both rates of a loss's lowest beta, which goes farthest: all settings cost five hours."""
-    lowest = {loss: [(rate, min(BETAS[loss])) for rate in RATES] for loss in ("ipo", "dpo")}
-    return both_sides(seed, lowest)
+    return both_sides(seed, {loss: (min(BETAS[loss]),) for loss in ("ipo", "dpo")})
 
 
 def pilot_report(made: Report) -> None:
@@ -111,21 +108,17 @@ def pilot_report(made: Report) -> None:
             made.parts.append(f"Five seeds decide a difference of {smallest:.3f}, {by}.")
 
 
-def samples(made: Report) -> list[list[str]]:
-    """What the best evaluation within the budget writes, of every arm's first seed."""
-    lines = []
-    for arm, by_seed in made.groups.items():
-        rows = [row for run in by_seed.get(SEEDS[0], ()) for row in run["evals"] if row["kl"] <= AT]
-        if rows:
-            row = max(rows, key=lambda row: row["win_rate"])
-            lines.append([arm, f"{row['kl']:.1f}", row["responses"][0]])
-    return lines
-
-
 def report(made: Report) -> None:
     for loss in (*BETAS, "bo2"):
         title = f"{NAMES[loss]}: both sides, every setting, {STEPS:,} steps"
         arms = [f"{NAMES[loss]}, {side}" for side in SIDES]
         made.curves(arms, title, f"frontier_{loss}")
     made.compare(sides(made.groups), (AT, 1, 2, 3, 8))
-    made.table(("", "KL", "response"), samples(made), "Responses to one prompt, at that budget.")
+    lines = []
+    for arm, by_seed in made.groups.items():
+        rows = [row for run in by_seed.get(SEEDS[0], ()) for row in run["evals"] if row["kl"] <= AT]
+        if rows:
+            row = max(rows, key=lambda row: row["win_rate"])
+            lines.append([arm, f"{row['kl']:.1f}", row["responses"][0]])
+    text = f"One prompt's response at each arm's best evaluation up to {AT} nats."
+    made.table(("", "KL", "response"), lines, text)
