@@ -11,6 +11,7 @@ from paper.runs import SHORT, Job, stage
 from paper.statistics import BUDGETS, Arms, Report, told
 
 METHODS = ONLINE, SHUFFLED, OFFLINE = "online", "its pairs, shuffled", "offline, D_golden"
+SETTINGS = "offline, all settings"
 
 
 def ipo(side: str, seed: int, rate: float = 1) -> Job:
@@ -84,9 +85,6 @@ def quality_report(made: Report) -> None:
     shown = [arm for arm in made.groups if "early against" not in arm]
     made.curves(shown, "Offline IPO: which policies' pairs?")
     made.compare((arm, "D_golden") for arm in made.groups if arm != "D_golden")
-
-
-SETTINGS = "offline, all settings"
 
 
 def classification(seed: int) -> Arms:

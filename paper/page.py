@@ -65,7 +65,7 @@ def run(args: RunArgs) -> None:
     for name in args.questions or QUESTIONS:
         jobs = flat(QUESTIONS[name].arms, QUESTIONS[name].seeds)
         wanted += jobs
-        hours = runs.estimate(runs.plan(wanted))
+        hours = sum(job.seconds for job in runs.plan(wanted)) / 3600
         told = f"{sum(job.done for job in jobs)} of {len(jobs)} runs are there"
         print(f"{name}: {told}; the others about {hours - counted:.1f} core-hours")
         counted = hours

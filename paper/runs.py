@@ -51,9 +51,9 @@ class Job:
     words: tuple[str, ...]
     question: str = ""  # where its result is kept; "": it has none, and is made for others alone
     needs: tuple["Job", ...] = ()  # whose folders it reads
-    keeps: tuple[str, ...] = ()  # what others read of its folder
-    seconds: float = 0  # an estimate
+    seconds: float = 0  # an estimate, of one core
     steps: float = 0  # of a run, counted as steps of the reviews task's own policy
+    keeps: tuple[str, ...] = ()  # what others read of its folder
     home: Path | None = None  # of a reader's run: its folder and its result lie here
 
     @property
@@ -88,13 +88,13 @@ revision = cache(source)  # of ours, once
 def setup(name: str, seed: int, *words, needs=(), seconds: float = SETUP) -> Job:
     """A setup by `python -m prepare`. It is whole when its last stage is there, one of two."""
     words = "-m", "prepare", "--seed", seed, *words
-    return Job(name, tuple(map(str, words)), "", tuple(needs), ("proxy", "baseline"), seconds)
+    return Job(name, tuple(map(str, words)), "", needs, seconds, keeps=("proxy", "baseline"))
 
 
 def stage(name: str, *words, needs=(), seconds: float, question: str = "") -> Job:
     """What stages.py makes, beside runs and setups."""
     words = tuple(map(str, ("-m", "paper.stages", *words)))
-    return Job(name, words, question, tuple(needs), (), seconds)
+    return Job(name, words, question, needs, seconds)
 
 
 def run(question, name, script, setup, seed, steps, *words, needs=(), cost=1, **kept) -> Job:
@@ -103,9 +103,8 @@ def run(question, name, script, setup, seed, steps, *words, needs=(), cost=1, **
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
     told = map(str, (*told, "--eval-every", steps, "--eval-at", *at, *words))
     a_step = SECONDS.get(script.rpartition("_")[2], SECONDS["online"])  # of any name: a reader's
-    spent = {"steps": steps * cost}
-    spent["seconds"] = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost
-    return Job(f"{seed}__{name}", tuple(told), question, (setup, *needs), **spent, **kept)
+    spent = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost, steps * cost
+    return Job(f"{seed}__{name}", tuple(told), question, (setup, *needs), *spent, **kept)
 
 
 # --------------------------------------------------------------- what is kept of a finished run
@@ -119,14 +118,13 @@ def evaluation(run: Run, row: dict) -> dict:
     """
     answers = [answer for answer in run.answers(row["step"]) if answer["split"] == "train"]
     won = {"golden": wins(torch.tensor([answer["win_rate_margin"] for answer in answers]))}
+    row = {name: value for name, value in row.items() if name not in ("samples", "baseline")}
     prompts, ours, baseline = ground_truth_scores(run, row["step"])
-    kept = {}
     if prompts:
         won["truth"] = wins(ours - baseline)
-        kept["reach"] = (ours >= baseline.median()).double().mean().item()
-    kept |= {by: [some[half::2].mean().item() for half in (0, 1)] for by, some in won.items()}
-    row = {name: value for name, value in row.items() if name not in ("samples", "baseline")}
-    return row | kept | {"responses": [answer["response"] for answer in answers[:3]]}
+        row["reach"] = (ours >= baseline.median()).double().mean().item()
+    row |= {by: [some[half::2].mean().item() for half in (0, 1)] for by, some in won.items()}
+    return row | {"responses": [answer["response"] for answer in answers[:3]]}
 
 
 def compact(job: Job) -> dict:
@@ -172,11 +170,6 @@ def plan(jobs: Iterable[Job]) -> list[Job]:
     return list(dict.fromkeys(one for job in jobs if not job.done for one in behind(job)))
 
 
-def estimate(jobs: Iterable[Job]) -> float:
-    """Core-hours."""
-    return sum(job.seconds for job in jobs) / 3600
-
-
 def start(job: Job) -> subprocess.Popen:
     resume = ["--resume"] if job.steps else []
     words = [sys.executable, *job.words, *resume, "--out", str(job.folder)]
@@ -214,10 +207,9 @@ def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> 
             if time.time() - began > 3600 * hours:
                 print(f"{hours:g} hours are over; the same call continues")
                 return
-            for job, (process, since) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[job]
+            ended = [job for job, (process, _) in running.items() if process.poll() is not None]
+            for job in ended:
+                process, since = running.pop(job)
                 if process.returncode:
                     failed.append(job)
                     told = f"exit code {process.returncode}: {last_line(f'{job.folder}.log')}"

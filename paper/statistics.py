@@ -70,10 +70,10 @@ def best(results: list[dict], budget: float, by: str) -> float | None:
     return mean(max(rows, key=lambda row: row[by][half])[by][other] for half, other in ways)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """(mean, half the width of the 95 % t interval for the mean over seeds; None of one seed)."""
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half the width of the 95 % t interval for the mean over seeds; 0 of one seed)."""
     if len(values) < 2:
-        return values[0], None
+        return values[0], 0
     return mean(values), T[len(values) - 2] * stdev(values) / sqrt(len(values))
 
 
@@ -83,7 +83,7 @@ def told(values: dict[int, float], sign: str = "") -> str:
     if not values:
         return "not made yet"
     centre, half = interval([*values.values()])
-    if half is None:
+    if len(values) == 1:
         return f"{centre:{sign}.3f} (one seed)"
     star = " *" if sign and abs(centre) > half else ""
     return f"{centre:{sign}.3f} [{centre - half:{sign}.3f}, {centre + half:{sign}.3f}]{star}"
@@ -156,7 +156,7 @@ class Report:
         for axes, (panel, lines) in zip(all_axes[0], panels.items()):
             for (arm, line), (color, dashes, marker) in zip(lines.items(), STYLES):
                 points = sorted((x, *interval(values)) for x, values in line.items() if values)
-                xs, centre, half = ([point[i] or 0 for point in points] for i in range(3))
+                xs, centre, half = ([point[i] for point in points] for i in range(3))
                 low, high = ([c + s * h for c, h in zip(centre, half)] for s in (-1, 1))
                 style = {"color": color, "linestyle": dashes if join else "", "marker": marker}
                 axes.plot(xs, centre, label=arm, markersize=5, markerfacecolor="none", **style)
