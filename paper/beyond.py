@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import correlation
 
 from paper import swept
-from paper.runs import SHORT, Job, run, setup, stage
+from paper.runs import SHORT, run, setup, stage
 from paper.statistics import AT, Arms, Report, gather, sides, told
 
 FEWER = (1000, 4000)
@@ -62,25 +62,20 @@ def distance(seed: int) -> Arms:
     agreement with golden on the online policy's samples orders the leads. Any further explanation
     is exploratory.
     """
-    made = {}
+    made, yardstick = {}, swept.reviews(seed)
+    ours = ["--golden-model", yardstick.folder / "golden", "--golden-steps", 0]
+    ours += ["--baseline", yardstick.folder / "baseline"]
     for mood in MOODS:
-        data, name = moody(mood, seed), f"mood={mood:g}__dpo"
-        words = data, seed, STEPS
+        data, label = yardstick, f"reviews-{seed}__mood={mood:g}"
+        if mood < 1:
+            data = setup(label, seed, "--mood", mood, *ours, needs=(yardstick,), seconds=95)
+        name, words = f"mood={mood:g}__dpo", (data, seed, STEPS)
         ideal = "--proxy", data.folder / "golden"
         jobs = {"offline": run("distance", f"{name}_offline", "dpo_offline", *words)}
         jobs[PROXY] = run("distance", f"{name}_online", "dpo_online", *words)
         jobs[GOLDEN] = run("distance", f"{name}_online__golden", "dpo_online", *words, *ideal)
         made |= {f"m = {mood:g}, {arm}": [job] for arm, job in jobs.items()}
     return made
-
-
-def moody(mood: float, seed: int) -> Job:
-    yardstick = swept.reviews(seed)
-    if mood == 1:
-        return yardstick
-    words = ["--mood", mood, "--golden-model", yardstick.folder / "golden", "--golden-steps", 0]
-    words += ["--baseline", yardstick.folder / "baseline"]
-    return setup(f"reviews-{seed}__mood={mood:g}", seed, *words, needs=(yardstick,), seconds=95)
 
 
 def far(result: dict) -> float:

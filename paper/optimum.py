@@ -45,7 +45,7 @@ def offline_ipo(beta: float) -> tuple[float, float]:
 def online_ipo(beta: float) -> tuple[float, float]:
     """The same, where F' = exp(F / beta) / Z, F(0) = 0, F(1) = 1; under pi itself F is uniform."""
     share = -expm1(-1 / beta)
-    h = 2 / share - 1 - 2 * (1 - share) / (beta * share**2)  # as g(u) is -log(1 - share u) + log Z
+    h = 2 / share - 1 - 2 * (1 - share) / (beta * share**2)  # as g(u) = -log(1 - share u) - log Z
     return 1 / (2 * beta) + log(beta * share), h
 
 

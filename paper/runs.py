@@ -12,10 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -163,11 +162,13 @@ def keep(job: Job) -> None:
 def plan(jobs: Iterable[Job]) -> list[Job]:
     """The jobs that are to be made, each behind what it reads."""
 
-    def behind(job: Job) -> list[Job]:
-        needs = [need for need in job.needs if not need.there]
-        return [*chain.from_iterable(map(behind, needs)), job]
+    def with_needs(job: Job) -> Iterator[Job]:
+        for need in job.needs:
+            if not need.there:
+                yield from with_needs(need)
+        yield job
 
-    return list(dict.fromkeys(one for job in jobs if not job.done for one in behind(job)))
+    return list(dict.fromkeys(one for job in jobs if not job.done for one in with_needs(job)))
 
 
 def start(job: Job) -> subprocess.Popen:
