@@ -1,1 +1,1 @@
-"""The frontier of runs as a command. See `python -m paper --help`."""
+"""The paper's experiments, and the frontier of any runs. See `python -m paper --help`."""

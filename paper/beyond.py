@@ -3,13 +3,11 @@
 import os
 from math import log
 from pathlib import Path
-from statistics import correlation, mean
+from statistics import correlation
 
 from paper import swept
-from paper.runs import SHORT, Job, run, setup, stage
-from paper.statistics import AT, BY, Arms, Report, gather, told
-
-SIDES = "online", "offline"
+from paper.runs import SHORT, run, setup, stage
+from paper.statistics import AT, Arms, Report, gather, sides, told
 
 FEWER = (1000, 4000)
 SETUPS = {"weaker golden": ("--golden-steps", 50), "stronger baseline": ("--policy-steps", 400)}
@@ -22,26 +20,27 @@ def robustness(seed: int) -> Arms:
     none and stays as it is); with a golden preference model of 50 steps, not 400, and all behind it
     made by it; against a baseline policy of 400 steps, not 200, which moves where parity lies.
     """
-    made = {f"as it is, {side}": [swept.whole("ipo", side, 1, 0.1, seed)] for side in SIDES}
+    made = {f"as it is, {side}": [swept.whole("ipo", side, 1, 0.1, seed)] for side in swept.SIDES}
     reviews = swept.reviews(seed)
     for pairs in FEWER:
         words = "proxy", "--setup", reviews.folder, "--pairs", pairs, "--seed", seed
         proxy = stage(f"{seed}__proxy__pairs={pairs}", *words, needs=(reviews,), seconds=45)
-        words = f"ipo_online__proxy={pairs}", "ipo_online", seed, "--proxy", proxy.folder
+        words = f"ipo_online__proxy={pairs}", seed, "--proxy", proxy.folder
         online = swept.short("robustness", *words, needs=(proxy,))
         made[f"proxy of {pairs:,} pairs, online"] = [online]
         made[f"proxy of {pairs:,} pairs, offline"] = made["as it is, offline"]
     for label, words in SETUPS.items():
         name = label.replace(" ", "_")
         other = setup(f"reviews-{seed}__{name}", seed, *words)
-        for side in SIDES:
-            words = f"{seed}__ipo_{side}__{name}", f"ipo_{side}", other, seed, SHORT
-            made[f"{label}, {side}"] = [run("robustness", *words)]
+        for side in swept.SIDES:
+            script = f"ipo_{side}"
+            job = run("robustness", f"{script}__{name}", script, other, seed, SHORT)
+            made[f"{label}, {side}"] = [job]
     return made
 
 
 def robustness_report(made: Report) -> None:
-    made.sides(dict.fromkeys(arm.rpartition(", ")[0] for arm in made.groups), (AT,))
+    made.compare(sides(made.groups))
 
 
 DISTANCE_SEEDS, MOODS, STEPS = (21, 22, 23), (1, 0.5, 0.25), 800  # 0.75 would take an hour more
@@ -63,25 +62,20 @@ def distance(seed: int) -> Arms:
     agreement with golden on the online policy's samples orders the leads. Any further explanation
     is exploratory.
     """
-    made = {}
+    made, yardstick = {}, swept.reviews(seed)
+    ours = ["--golden-model", yardstick.folder / "golden", "--golden-steps", 0]
+    ours += ["--baseline", yardstick.folder / "baseline"]
     for mood in MOODS:
-        data, name = moody(mood, seed), f"{seed}__mood={mood:g}__dpo"
+        data, label = yardstick, f"reviews-{seed}__mood={mood:g}"
+        if mood < 1:
+            data = setup(label, seed, "--mood", mood, *ours, needs=(yardstick,), seconds=95)
+        name, words = f"mood={mood:g}__dpo", (data, seed, STEPS)
         ideal = "--proxy", data.folder / "golden"
-        told = {"offline": ("offline", ()), PROXY: ("online", ()), GOLDEN: ("online", ideal)}
-        for arm, (side, words) in told.items():
-            label = f"{name}_{side}" + ("__golden" if words else "")
-            words = label, f"dpo_{side}", data, seed, STEPS, *words
-            made[f"m = {mood:g}, {arm}"] = [run("distance", *words)]
+        jobs = {"offline": run("distance", f"{name}_offline", "dpo_offline", *words)}
+        jobs[PROXY] = run("distance", f"{name}_online", "dpo_online", *words)
+        jobs[GOLDEN] = run("distance", f"{name}_online__golden", "dpo_online", *words, *ideal)
+        made |= {f"m = {mood:g}, {arm}": [job] for arm, job in jobs.items()}
     return made
-
-
-def moody(mood: float, seed: int) -> Job:
-    yardstick = swept.reviews(seed)
-    if mood == 1:
-        return yardstick
-    words = ["--mood", mood, "--golden-model", yardstick.folder / "golden", "--golden-steps", 0]
-    words += ["--baseline", yardstick.folder / "baseline"]
-    return setup(f"reviews-{seed}__mood={mood:g}", seed, *words, needs=(yardstick,), seconds=95)
 
 
 def far(result: dict) -> float:
@@ -90,36 +84,26 @@ def far(result: dict) -> float:
     return -log((result["evals"][0]["reach"] * count + 0.5) / (count + 1))
 
 
-def points(made: Report, case: str, online: str, offline: str) -> list[tuple[float, float]]:
+def points(made: Report, online: str, offline: str) -> list[tuple[float, float]]:
     """Of each seed: how often proxy and golden agree on the samples of the farthest policy within
     the budget, and online's lead there by golden."""
     found = []
-    for seed, ahead in made.lead(f"{case}, {online}", f"{case}, {offline}", "golden").items():
-        (run,) = made.groups[f"{case}, {online}"][seed]
+    for seed, ahead in made.lead(online, offline, "golden").items():
+        (run,) = made.groups[online][seed]
         row = max((row for row in run["evals"] if row["kl"] <= AT), key=lambda row: row["kl"])
         found.append((row["agreement"], ahead))
     return found
 
 
 def distance_report(made: Report) -> None:
-    panels = {text: {PROXY: {}, GOLDEN: {}} for text in BY.values()}
     lines, known = [], {}
     for case in (f"m = {mood:g}" for mood in MOODS):
-        offline = f"{case}, offline"
-        away = {seed: far(results[0]) for seed, results in made.groups[offline].items()}
-        lines.append([case, told(away)])
-        for by, text in BY.items():
-            for arm in (PROXY, GOLDEN):
-                ahead = made.lead(f"{case}, {arm}", offline, by)
-                lines[-1].append(told(ahead, "+"))
-                panels[text][arm] |= {mean(away.values()): [*ahead.values()]} if away else {}
-        known[case] = points(made, case, PROXY, "offline")
-    head = ["", "distance, nats"]
-    head += [f"{arm}, less offline, {by}" for by in BY for arm in (PROXY, GOLDEN)]
-    axis = {"xlabel": "distance of the baseline from SFT, nats", "ylabel": f"lead at {AT} nats"}
-    title = "DPO: online less offline, the farther the optimum"
-    made.draw(panels, "distance", title, (0, "level"), **axis)
-    made.table(head, lines)
+        runs = made.groups[f"{case}, offline"].items()
+        lines.append([case, told({seed: far(results[0]) for seed, results in runs})])
+        known[case] = points(made, f"{case}, {PROXY}", f"{case}, offline")
+    made.table(("", "distance of the baseline from SFT, nats"), lines)
+    pairs = [(f"{case}, {arm}", f"{case}, offline") for case in known for arm in (PROXY, GOLDEN)]
+    made.compare(pairs)
     for arm in (GOLDEN, PROXY):
         cases = [f"m = {mood:g}" for mood in (min(MOODS), max(MOODS))]
         far_off, near = (made.lead(f"{m}, {arm}", f"{m}, offline", "golden") for m in cases)
@@ -128,7 +112,7 @@ def distance_report(made: Report) -> None:
 
     other = Report("", gather(robustness, swept.FEWER_SEEDS), made.pictures)
     for case in (f"proxy of {pairs:,} pairs" for pairs in FEWER):
-        known[f"IPO, {case}"] = points(other, case, "online", "offline")
+        known[f"IPO, {case}"] = points(other, f"{case}, online", f"{case}, offline")
     shown = {case: {x: [y] for x, y in some} for case, some in known.items()}
     axis = {"xlabel": "proxy's agreement with golden", "ylabel": f"lead at {AT} nats, golden"}
     title = "Online's lead, and how often its labeller is right where it goes"
@@ -136,9 +120,8 @@ def distance_report(made: Report) -> None:
     columns = [*zip(*(pair for some in known.values() for pair in some))]
     if columns and all(len(set(column)) > 1 for column in columns):
         ranks = ([sum(x < y for x in column) for y in column] for column in columns)
-        order = correlation(*ranks)
-        text = f"Rank correlation of agreement and lead, {len(columns[0])} points: {order:+.2f}."
-        made.parts.append(text)
+        text = f"Rank correlation of agreement and lead, {len(columns[0])} points"
+        made.parts.append(f"{text}: {correlation(*ranks):+.2f}.")
 
 
 SHARED = Path(os.environ.get("TANDEM_SHARED", "../shared"))
@@ -165,12 +148,12 @@ def stories(seed: int) -> Arms:
     made = {}
     for loss, beta in (("ipo", 0.02), ("dpo", 0.2)):
         words = "--learning-rate", 2e-4, "--beta", beta, "--eval-prompts", 256, *LENGTHS
-        for side in SIDES:
-            named = "stories", f"{seed}__{loss}_{side}", f"{loss}_{side}"
+        for side in swept.SIDES:
+            named = "stories", f"{loss}_{side}", f"{loss}_{side}"
             made[f"{loss.upper()}, {side}"] = [run(*named, data, seed, SHORT, *words, cost=4.5)]
     return made
 
 
 def stories_report(made: Report) -> None:
     made.curves(made.groups, "stories260K: both sides, farther than the data")
-    made.sides(("IPO", "DPO"), (1, 2, 3, 4, 6, 8, 12))
+    made.compare(sides(made.groups), (4, 1, 2, 3, 6, 8, 12))

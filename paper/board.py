@@ -4,9 +4,9 @@
 
 The file is a sibling of our scripts, of any name, in any folder. Each value of --beta is a setting:
 400 steps on three seeds of the reviews task that no other experiment uses. A row has the win rate
-with at most 1, 2 and 4 nats of KL to SFT, mean and 95 % interval over the seeds; the best setting
-and step are chosen on one half of the prompts and measured on the other (statistics.py). Our rows
-have the scripts' learning rate and the frontier's betas; `python -m paper run board` makes them.
+with at most 1, 2 and 4 nats of KL to SFT; the best setting and step are chosen on one half of the
+prompts and measured on the other (statistics.py). Our rows, which `python -m paper run board`
+makes, have the frontier's betas.
 
 Runs and results lie in runs/board/, in a folder for each version of the file: repeat an ended call,
 and it continues; edit the loss, and it runs again.
@@ -14,7 +14,7 @@ and it continues; edit the loss, and it runs again.
 
 import ast
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from statistics import mean
@@ -43,11 +43,11 @@ class Args:
     """runs at a time, each on one core"""
 
 
-def settings(script: str, name: str, betas: tuple[float, ...], seed: int) -> list[Job]:
+def settings(script: str, name: str, betas: tuple[float, ...], seed: int, **kept) -> list[Job]:
     """A script's runs on a seed: one for each beta, or one without the flag."""
-    flags = {f"__beta={beta}": ("--beta", beta) for beta in betas} or {"": ()}
-    words = script, swept.reviews(seed), seed, SHORT
-    return [runs.run("board", f"{seed}__{name}{end}", *words, *told) for end, told in flags.items()]
+    flags = {f"{name}__beta={beta}": ("--beta", beta) for beta in betas} or {name: ()}
+    told = script, swept.reviews(seed), seed, SHORT
+    return [runs.run("board", name, *told, *words, **kept) for name, words in flags.items()]
 
 
 def arms(seed: int) -> Arms:
@@ -69,9 +69,8 @@ def check(args: Args) -> None:
     if lacking := sorted(needed - given.keys()):
         fail(f"{args.script}: its Args lack {', '.join(lacking)}, which the board passes")
     if bare := [name for name, value in given.items() if value is None]:
-        fail(
-            f"{args.script}: its Args have no default for {bare[0]}, which the board does not pass"
-        )
+        told = f"have no default for {bare[0]}, which the board does not pass"
+        fail(f"{args.script}: its Args {told}")
 
 
 def rows(made: Report, by: str) -> list[list[str]]:
@@ -99,11 +98,11 @@ def main(args: Args) -> None:
     home = WORK / runs.revision() / f"{path.stem}-{version}"
 
     def own(seed: int) -> Arms:
-        jobs = settings(args.script.removesuffix(".py"), path.stem, args.beta, seed)
-        return {path.name: [replace(job, home=home, keeps=("",)) for job in jobs]}  # keeps all
+        words = args.script.removesuffix(".py"), path.stem, args.beta, seed
+        return {path.name: settings(*words, home=home, keeps=("",))}  # keeps all
 
     jobs = flat(own, SEEDS)
-    spent = [60 * runs.estimate([job]) for job in runs.plan(jobs)]
+    spent = [job.seconds / 60 for job in runs.plan(jobs)]
     minutes = (sum(spent) + (args.jobs - 1) * max(spent, default=0)) / args.jobs  # at most
     there = f"{sum(job.done for job in jobs)} of {len(jobs)} runs are there"
     print(f"{there}; the others and their setups take about {ceil(minutes)} minutes", flush=True)

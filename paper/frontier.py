@@ -72,32 +72,23 @@ def load_runs(folders: tuple[str, ...]) -> list[Run]:
     return runs
 
 
-def ground_truth_scores(run: Run, step: int) -> tuple[list, torch.Tensor, torch.Tensor] | None:
+def ground_truth_scores(run: Run, step: int) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """(prompts, scores of the policy's responses, scores of the baseline's) at an evaluation.
 
-    By the reviews task's ground-truth score, on training prompts. None for other tasks, and where
-    the baseline is not as the run met it.
+    By the reviews task's ground-truth score, on training prompts. Of none for other tasks, and
+    where the baseline is not as the run met it.
     """
     rows = [row for row in run.answers(step) if row["split"] == "train"]
     prompts, folder = [row["prompt"] for row in rows], run.args["baseline"]
     other_task = not set(prompts) <= set(all_prompts())
     if other_task or not folder or sha256(folder) != run.args["baseline_sha256"]:
-        return None
+        return [], torch.empty(0), torch.empty(0)
     stored = [row for row in load_rows(f"{folder}/responses.jsonl") if row["split"] == "train"]
     ours, baseline = (
         torch.tensor([ground_truth_score(r["prompt"], r["response"], r["finished"]) for r in part])
         for part in (rows, stored[: len(rows)])
     )
     return prompts, ours, baseline
-
-
-def ground_truth(run: Run) -> tuple[float | None, float | None]:
-    """(win rate, standard error) of the last evaluation by the ground-truth score, if there is."""
-    found = ground_truth_scores(run, run.evals[-1]["step"])
-    if found is None:
-        return None, None
-    prompts, ours, baseline = found
-    return mean_stderr(wins(ours - baseline), prompts)
 
 
 def plus_minus(mean: float | None, stderr: float | None, form: str = ".3f") -> str:
@@ -108,12 +99,13 @@ def result(run: Run) -> dict[str, str]:
     """What a table says of a run: its last evaluation, and its best by the golden model."""
     last, won = run.evals[-1], [row for row in run.evals if row["win_rate"] is not None]
     best = max(won, key=lambda row: row["win_rate"], default=None)
+    prompts, ours, baseline = ground_truth_scores(run, last["step"])
     table = {"run": run.name, "script": run.args["script"], "step": str(last["step"])}
     table["KL (nats)"] = plus_minus(last["kl"], last["kl_stderr"], ".2f")
     names = {"win rate": "win_rate", "held out": "win_rate_heldout", "proxy's": "proxy_win_rate"}
     for title, key in names.items():
         table[title] = plus_minus(last[key], last[f"{key}_stderr"])
-    table["ground truth"] = plus_minus(*ground_truth(run))
+    table["ground truth"] = plus_minus(*mean_stderr(wins(ours - baseline), prompts))
     table["accuracy"] = "–" if last["accuracy"] is None else f"{last['accuracy']:.3f}"
     table["best"] = f"{best['win_rate']:.3f} at {best['kl']:.2f} nats" if best else "–"
     return table

@@ -7,19 +7,15 @@ frontier, whose runs they read and share.
 from statistics import correlation, mean
 
 from paper import swept
-from paper.runs import SHORT, Job, run, stage
+from paper.runs import SHORT, Job, stage
 from paper.statistics import BUDGETS, Arms, Report, told
 
 METHODS = ONLINE, SHUFFLED, OFFLINE = "online", "its pairs, shuffled", "offline, D_golden"
+SETTINGS = "offline, all settings"
 
 
 def ipo(side: str, seed: int, rate: float = 1) -> Job:
     return swept.whole("ipo", side, rate, 0.1, seed)
-
-
-def on_pairs(online: Job) -> tuple:
-    """The flags of an offline run on the pairs of an online one."""
-    return "--dataset", online.folder / "online_pairs"
 
 
 def coverage(seed: int) -> Arms:
@@ -33,25 +29,23 @@ def coverage(seed: int) -> Arms:
 
     def shuffled(shuffle: str | int, rate: float = 1) -> Job:
         name = f"ipo_offline__online_pairs__shuffle={shuffle}__rate={rate:g}"
-        words = *on_pairs(online), "--shuffle", shuffle
-        words = "coverage", name, "ipo_offline", seed, *words
-        return swept.short(*words, rate=rate, needs=(online,))
+        words = "--dataset", online.folder / "online_pairs", "--shuffle", shuffle
+        return swept.short("coverage", name, seed, *words, rate=rate, needs=(online,))
 
     made = {ONLINE: [online], "its pairs, in order": [shuffled("none")]}
     made |= {f"its pairs, windows of {n}": [shuffled(n)] for n in (4, 50)}
     made[SHUFFLED] = [shuffled("all", rate) for rate in swept.RATES]
     made[OFFLINE] = [ipo("offline", seed, rate) for rate in swept.RATES]
     for n in (10, 100):
-        words = f"ipo_online__sync={n}", "ipo_online", seed, "--sync-every", n
-        made[f"sampling every {n} steps"] = [swept.short("coverage", *words)]
-    hybrid = swept.short("coverage", "ipo_hybrid", "ipo_hybrid", seed)  # half and half
-    return made | {"half online, half D_golden": [hybrid]}
+        fewer = swept.short("coverage", f"ipo_online__sync={n}", seed, "--sync-every", n)
+        made[f"sampling every {n} steps"] = [fewer]
+    return made | {"half online, half D_golden": [swept.short("coverage", "ipo_hybrid", seed)]}
 
 
 def coverage_report(made: Report) -> None:
     shown = [arm for arm in made.groups if arm in METHODS or "window" in arm]
     made.curves(shown, "IPO: offline on the online run's own pairs")
-    made.arms(made.groups, ONLINE)
+    made.compare((arm, ONLINE) for arm in made.groups if arm != ONLINE)
 
 
 def at_one_rate(seed: int) -> Arms:
@@ -71,30 +65,26 @@ def quality(seed: int) -> Arms:
     policies = {"sft": setup.folder / "sft", "early": online.folder / swept.EARLY}
     policies["final"] = online.folder / swept.FINAL
 
-    def pairs(first: str, second: str) -> Job:
+    def on_pairs(first: str, second: str, end: str = "", steps: int = SHORT) -> list[Job]:
         words = ["pairs", "--policies", policies[first], policies[second], "--seed", seed]
         words += ["--golden", setup.folder / "golden", "--dataset", setup.folder / "d_golden"]
+        words += ["--count", 32 * SHORT]
         name = f"{seed}__pairs__{first}-{second}"
-        return stage(name, *words, "--count", 32 * SHORT, needs=(setup, online), seconds=80)
+        data = stage(name, *words, needs=(setup, online), seconds=80)
+        words = f"ipo_offline__{first}-{second}{end}", seed, "--dataset", data.folder
+        return [swept.short("quality", *words, needs=(data,), steps=steps)]
 
     made = {ONLINE: [online], "D_golden": [ipo("offline", seed)]}
     for sides in (("sft", "sft"), ("final", "final"), ("sft", "early"), ("early", "final")):
-        data = pairs(*sides)
-        words = f"ipo_offline__{'-'.join(sides)}", "ipo_offline", seed, "--dataset", data.folder
-        made[" against ".join(sides)] = [swept.short("quality", *words, needs=(data,))]
-    data, name = pairs("final", "final"), f"{seed}__ipo_offline__final-final__longer"
-    words = setup, seed, 4 * SHORT, *swept.flags(1, None), "--dataset", data.folder
-    longer = run("quality", name, "ipo_offline", *words, needs=(data,))
-    return made | {"final against final, 4 times the steps": [longer]}
+        made[" against ".join(sides)] = on_pairs(*sides)
+    longer = on_pairs("final", "final", "__longer", 4 * SHORT)
+    return made | {"final against final, 4 times the steps": longer}
 
 
 def quality_report(made: Report) -> None:
     shown = [arm for arm in made.groups if "early against" not in arm]
     made.curves(shown, "Offline IPO: which policies' pairs?")
-    made.arms(made.groups, "D_golden")
-
-
-SETTINGS = "offline, all settings"
+    made.compare((arm, "D_golden") for arm in made.groups if arm != "D_golden")
 
 
 def classification(seed: int) -> Arms:
@@ -113,12 +103,6 @@ def classification(seed: int) -> Arms:
     classified = stage(f"{seed}__classified", *words, **told)
     settings = swept.arms(seed)["IPO, offline"]
     return at_one_rate(seed) | {SETTINGS: settings, "classified": [classified]}
-
-
-def within(results: list[dict]) -> float:
-    """The correlation of accuracy and golden's win rate over the evaluations of runs."""
-    rows = [row for result in results for row in result["evals"] if row["step"] >= 80]
-    return correlation([row["accuracy"] for row in rows], [row["win_rate"] for row in rows])
 
 
 def classification_report(made: Report) -> None:
@@ -140,7 +124,11 @@ def classification_report(made: Report) -> None:
     proxy = {seed: right["proxy"] for seed, right in found.items()}
     decay = {seed: mean(right[-2:]) - mean(right[:2]) for seed, right in proxy.items()}
     made.parts.append(f"The proxy, last fifth less first fifth of the run: {told(decay, '+')}.")
-    seven = {seed: within(results) for seed, results in made.groups[SETTINGS].items()}
+    seven = {}
+    for seed, results in made.groups[SETTINGS].items():
+        rows = [row for result in results for row in result["evals"] if row["step"] >= 80]
+        columns = ([row[name] for row in rows] for name in ("accuracy", "win_rate"))
+        seven[seed] = correlation(*columns)
     made.parts.append(f"Accuracy and win rate within offline runs correlate: {told(seven, '+')}.")
 
 
@@ -152,14 +140,14 @@ def loss(seed: int) -> Arms:
     shuffled pairs level with online.
     """
     online, offline = (swept.whole("bo2", side, 1, None, seed) for side in ("online", "offline"))
-    words = "bo2_offline__online_pairs", "bo2_offline", seed, *on_pairs(online)
+    words = "bo2_offline__online_pairs", seed, "--dataset", online.folder / "online_pairs"
     shuffled = swept.short("loss", *words, needs=(online,))
     return dict(zip(METHODS, ([online], [shuffled], [offline])))
 
 
 def loss_report(made: Report) -> None:
     made.curves(made.groups, "Best-of-2: no contrast in the loss")
-    made.arms(made.groups, ONLINE)
+    made.compare((arm, ONLINE) for arm in made.groups if arm != ONLINE)
 
 
 # parameters in thousands: (the untrained model of a setup, what a step costs)
@@ -187,18 +175,18 @@ def of_size(size: int, seed: int) -> Arms:
     name = f"{seed}__sft__{size}k"
     sft = stage(name, *words, "--seed", seed, needs=(setup,), seconds=45 * cost)
 
-    def made(script: str, data: str, *words, needs=(), keeps=()) -> Job:
-        words = "scale", f"{script}__{data}__{size}k", script, seed, "--model", sft.folder, *words
+    def made(name: str, *words, needs=(), keeps=()) -> Job:
+        words = "scale", f"{name}__{size}k", seed, "--model", sft.folder, *words
         return swept.short(*words, needs=(sft, *needs), keeps=keeps, cost=cost)
 
-    online = made("ipo_online", "online", "--save-pairs", keeps=("online_pairs",))
-    shuffled = made("ipo_offline", "online_pairs", *on_pairs(online), needs=(online,))
-    return dict(zip(METHODS, ([online], [shuffled], [made("ipo_offline", "d_golden")])))
+    online = made("ipo_online__online", "--save-pairs", keeps=("online_pairs",))
+    words = "--dataset", online.folder / "online_pairs"
+    shuffled = made("ipo_offline__online_pairs", *words, needs=(online,))
+    return dict(zip(METHODS, ([online], [shuffled], [made("ipo_offline__d_golden")])))
 
 
 def scale_report(made: Report) -> None:
     shown = [arm for arm in made.groups if "shuffled" not in arm]
     made.curves(shown, "IPO: three sizes of the policy")
-    for size in SIZES:
-        arms = [f"{size} thousand, {method}" for method in METHODS]
-        made.arms(arms, arms[0], at=BUDGETS[-1])
+    sizes = [[f"{size} thousand, {method}" for method in METHODS] for size in SIZES]
+    made.compare([(arm, online) for online, *others in sizes for arm in others], BUDGETS[-1:])

@@ -65,7 +65,7 @@ def run(args: RunArgs) -> None:
     for name in args.questions or QUESTIONS:
         jobs = flat(QUESTIONS[name].arms, QUESTIONS[name].seeds)
         wanted += jobs
-        hours = runs.estimate(runs.plan(wanted))
+        hours = sum(job.seconds for job in runs.plan(wanted)) / 3600
         told = f"{sum(job.done for job in jobs)} of {len(jobs)} runs are there"
         print(f"{name}: {told}; the others about {hours - counted:.1f} core-hours")
         counted = hours
@@ -97,9 +97,8 @@ def main(args: Args) -> None:
     if path.exists():
         path.write_text(text)
     with open(path.with_suffix(".csv"), "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(("question", "arm", "seed", "measure", "at", "value"))
-        table.writerows(rows)
+        head = "question", "arm", "seed", "measure", "at", "value"
+        csv.writer(file).writerows([head, *rows])
     results = [json.loads(file.read_text()) for file in runs.RESULTS.rglob("*.json")]
     revisions = {result["revision"] for result in results}
     print(f"wrote {path.with_suffix('.csv')}: {len(rows)} numbers of {len(results)} results")

@@ -1,11 +1,7 @@
-"""Running the experiments: a job is one command, made once; a finished run leaves a small file.
+"""Running the experiments: a job is one command, made once.
 
-    python -m paper run frontier coverage --jobs 2 --limit-hours 2
-
-It prints an estimate, then makes what is missing: setups, runs and what lies between them. Ended at
-any moment, the same call continues. A finished run becomes paper/results/QUESTION/NAME.json, which
-is committed; its folder is kept only where other jobs read it. So a later call, on another machine
-too, continues from those files.
+A finished run becomes paper/results/QUESTION/NAME.json, which is committed, and a later call, on
+another machine too, continues from there. Its folder is kept only where other jobs read it.
 """
 
 import hashlib
@@ -16,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -54,9 +50,9 @@ class Job:
     words: tuple[str, ...]
     question: str = ""  # where its result is kept; "": it has none, and is made for others alone
     needs: tuple["Job", ...] = ()  # whose folders it reads
+    seconds: float = 0  # an estimate, of one core
+    steps: float = 0  # of a run, counted as steps of the reviews task's own policy
     keeps: tuple[str, ...] = ()  # what others read of its folder
-    seconds: float = 0  # an estimate, without
-    steps: float = 0  # gradient steps of a run, counted as steps of the reviews task's own policy
     home: Path | None = None  # of a reader's run: its folder and its result lie here
 
     @property
@@ -77,14 +73,6 @@ class Job:
         parts = all((self.folder / part).exists() for part in self.keeps or ("",))
         return parts and (not self.question or self.result.exists())
 
-    @property
-    def side(self) -> str:
-        """Online, offline or hybrid; "" of what is no run of a script."""
-        if not self.steps:
-            return ""
-        side = Path(self.words[0]).stem.rpartition("_")[2]
-        return side if side in SECONDS else "online"  # a reader's script has any name
-
 
 def source(jobs: Iterable[Job] = ()) -> str:
     """One hash of the code that numbers follow from: ours, and the scripts that the jobs run."""
@@ -99,22 +87,23 @@ revision = cache(source)  # of ours, once
 def setup(name: str, seed: int, *words, needs=(), seconds: float = SETUP) -> Job:
     """A setup by `python -m prepare`. It is whole when its last stage is there, one of two."""
     words = "-m", "prepare", "--seed", seed, *words
-    return Job(name, tuple(map(str, words)), "", tuple(needs), ("proxy", "baseline"), seconds)
+    return Job(name, tuple(map(str, words)), "", needs, seconds, keeps=("proxy", "baseline"))
 
 
 def stage(name: str, *words, needs=(), seconds: float, question: str = "") -> Job:
     """What stages.py makes, beside runs and setups."""
     words = tuple(map(str, ("-m", "paper.stages", *words)))
-    return Job(name, words, question, tuple(needs), (), seconds)
+    return Job(name, words, question, needs, seconds)
 
 
-def run(question, name, script, setup, seed, steps, *words, needs=(), keeps=(), cost=1) -> Job:
+def run(question, name, script, setup, seed, steps, *words, needs=(), cost=1, **kept) -> Job:
     """A run of a script from a setup. cost: of a step, where the reviews task's own policy is 1."""
     at = [step for step in EVAL_AT if step < steps]
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
     told = map(str, (*told, "--eval-every", steps, "--eval-at", *at, *words))
-    spent = BEGIN + (len(at) + 2) * EVALUATION * cost, steps * cost
-    return Job(name, tuple(told), question, (setup, *needs), tuple(keeps), *spent)
+    a_step = SECONDS.get(script.rpartition("_")[2], SECONDS["online"])  # of any name: a reader's
+    spent = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost, steps * cost
+    return Job(f"{seed}__{name}", tuple(told), question, (setup, *needs), *spent, **kept)
 
 
 # --------------------------------------------------------------- what is kept of a finished run
@@ -128,14 +117,13 @@ def evaluation(run: Run, row: dict) -> dict:
     """
     answers = [answer for answer in run.answers(row["step"]) if answer["split"] == "train"]
     won = {"golden": wins(torch.tensor([answer["win_rate_margin"] for answer in answers]))}
-    found, kept = ground_truth_scores(run, row["step"]), {}
-    if found is not None:
-        _, ours, baseline = found
-        won["truth"] = wins(ours - baseline)
-        kept["reach"] = (ours >= baseline.median()).double().mean().item()
-    kept |= {by: [some[half::2].mean().item() for half in (0, 1)] for by, some in won.items()}
     row = {name: value for name, value in row.items() if name not in ("samples", "baseline")}
-    return row | kept | {"responses": [answer["response"] for answer in answers[:3]]}
+    prompts, ours, baseline = ground_truth_scores(run, row["step"])
+    if prompts:
+        won["truth"] = wins(ours - baseline)
+        row["reach"] = (ours >= baseline.median()).double().mean().item()
+    row |= {by: [some[half::2].mean().item() for half in (0, 1)] for by, some in won.items()}
+    return row | {"responses": [answer["response"] for answer in answers[:3]]}
 
 
 def compact(job: Job) -> dict:
@@ -158,7 +146,7 @@ def compact(job: Job) -> dict:
 def keep(job: Job) -> None:
     """Write a finished job's result, and remove its folder where no other job reads it."""
     result = {"name": job.name, "revision": revision()}
-    result |= compact(job) if job.side else json.loads((job.folder / "result.json").read_text())
+    result |= compact(job) if job.steps else json.loads((job.folder / "result.json").read_text())
     if "online_pairs" in job.keeps:
         cut_back(job.folder / "online_pairs/train.jsonl", SHORT)
     job.result.parent.mkdir(parents=True, exist_ok=True)
@@ -173,27 +161,18 @@ def keep(job: Job) -> None:
 
 def plan(jobs: Iterable[Job]) -> list[Job]:
     """The jobs that are to be made, each behind what it reads."""
-    order: dict[Job, None] = {}
 
-    def add(job: Job) -> None:
+    def with_needs(job: Job) -> Iterator[Job]:
         for need in job.needs:
             if not need.there:
-                add(need)
-        order.setdefault(job)
+                yield from with_needs(need)
+        yield job
 
-    for job in jobs:
-        if not job.done:
-            add(job)
-    return list(order)
-
-
-def estimate(jobs: Iterable[Job]) -> float:
-    """Core-hours."""
-    return sum(job.seconds + job.steps * SECONDS.get(job.side, 0) for job in jobs) / 3600
+    return list(dict.fromkeys(one for job in jobs if not job.done for one in with_needs(job)))
 
 
 def start(job: Job) -> subprocess.Popen:
-    resume = ["--resume"] if job.side else []
+    resume = ["--resume"] if job.steps else []
     words = [sys.executable, *job.words, *resume, "--out", str(job.folder)]
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{job.folder}.log", "a") as log:
@@ -229,10 +208,9 @@ def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> 
             if time.time() - began > 3600 * hours:
                 print(f"{hours:g} hours are over; the same call continues")
                 return
-            for job, (process, since) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[job]
+            ended = [job for job, (process, _) in running.items() if process.poll() is not None]
+            for job in ended:
+                process, since = running.pop(job)
                 if process.returncode:
                     failed.append(job)
                     told = f"exit code {process.returncode}: {last_line(f'{job.folder}.log')}"

@@ -9,7 +9,7 @@ halves changes nothing. SFT itself, the evaluation before the first step, is in 
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -54,6 +54,12 @@ def gather(arms: Callable[[int], Arms], seeds: Iterable[int], until: int | None 
     return groups
 
 
+def sides(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """(online, offline) of the arms that have both sides."""
+    pairs = {arm: arm.replace("online", "offline") for arm in arms}
+    return [(one, other) for one, other in pairs.items() if one != other and other in pairs]
+
+
 def best(results: list[dict], budget: float, by: str) -> float | None:
     """The cross-fitted win rate at a budget; None where there are no such verdicts."""
     rows = [row for result in results for row in result.get("evals", ()) if row["kl"] <= budget]
@@ -64,10 +70,10 @@ def best(results: list[dict], budget: float, by: str) -> float | None:
     return mean(max(rows, key=lambda row: row[by][half])[by][other] for half, other in ways)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """(mean, half the width of the 95 % t interval for the mean over seeds; None of one seed)."""
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half the width of the 95 % t interval for the mean over seeds; 0 of one seed)."""
     if len(values) < 2:
-        return values[0], None
+        return values[0], 0
     return mean(values), T[len(values) - 2] * stdev(values) / sqrt(len(values))
 
 
@@ -77,7 +83,7 @@ def told(values: dict[int, float], sign: str = "") -> str:
     if not values:
         return "not made yet"
     centre, half = interval([*values.values()])
-    if half is None:
+    if len(values) == 1:
         return f"{centre:{sign}.3f} (one seed)"
     star = " *" if sign and abs(centre) > half else ""
     return f"{centre:{sign}.3f} [{centre - half:{sign}.3f}, {centre + half:{sign}.3f}]{star}"
@@ -114,29 +120,18 @@ class Report:
         rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
         self.parts.append(f"{text}\n\n{rows}".strip())
 
-    def arms(self, arms: Iterable[str], against: str, at: float = AT) -> None:
-        """A row an arm: win rates at a budget, and how far they are from one arm's."""
-        head, lines = ["arm", "seeds"], []
-        for by in BY:
-            head += [f"win rate at {at} nats, {by}", f"less {against}, {by}"]
-        for arm in arms:
-            lines.append([arm, len(self.groups[arm])])
-            for by in BY:
-                apart = told(self.lead(arm, against, by, at), "+") if arm != against else ""
-                lines[-1] += [told(self.won(arm, by, at)), apart]
-        self.table(head, lines)
-
-    def sides(self, cases: Iterable[str], budgets: Iterable[float], text: str = "") -> None:
-        """A row for each case and verdict that are there: both sides' win rates, and the leads."""
-        lines = []
-        for case in cases:
-            sides = f"{case}, online", f"{case}, offline"
-            for by in BY:
-                leads = [told(self.lead(*sides, by, k), "+") for k in budgets]
-                if any(self.won(side, by) for side in sides):
-                    lines.append([case, by, *(told(self.won(side, by)) for side in sides), *leads])
-        head = ["", "by", f"online at {AT} nats", f"offline at {AT} nats"]
-        self.table([*head, *(f"online less offline at {k}" for k in budgets)], lines, text)
+    def compare(self, pairs: Iterable[tuple[str, str]], budgets: Sequence[float] = (AT,)) -> None:
+        """A row for each pair of arms and verdict: win rates at the first budget, and how far the
+        one arm is ahead of the other at each budget, over the seeds that have both."""
+        lines, at = [], f"at {budgets[0]} nats"
+        for (one, other), by in product(pairs, BY):
+            first, second = (self.won(arm, by, budgets[0]) for arm in (one, other))
+            if first or second or by == "golden":  # there may be no ground-truth score
+                leads = [self.lead(one, other, by, k) for k in budgets]
+                cells = [one, by, told(first), other, told(second), len(leads[0])]
+                lines.append(cells + [told(lead, "+") for lead in leads])
+        head = ["arm", "by", at, "other arm", at, "seeds with both"]
+        self.table([*head, *(f"ahead at {k} nats" for k in budgets)], lines)
 
     def curves(self, arms: Iterable[str], title: str, name: str = "") -> None:
         """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
@@ -145,7 +140,8 @@ class Report:
             for by, text in BY.items()
         }
         axis = {"xlabel": "KL budget in nats, log scale", "ylabel": "win rate over the baseline"}
-        self.draw(panels, name or self.question, title, (0.5, "parity"), xscale="log", **axis)
+        axis |= {"xscale": "log", "xticks": BUDGETS, "xticklabels": BUDGETS}
+        self.draw(panels, name or self.question, title, (0.5, "parity"), **axis)
 
     @plt.rc_context({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
     def draw(self, panels: dict, name: str, title: str, level: tuple, join=True, **axis) -> None:
@@ -160,19 +156,16 @@ class Report:
         for axes, (panel, lines) in zip(all_axes[0], panels.items()):
             for (arm, line), (color, dashes, marker) in zip(lines.items(), STYLES):
                 points = sorted((x, *interval(values)) for x, values in line.items() if values)
-                xs, centre, half = ([point[i] or 0 for point in points] for i in range(3))
+                xs, centre, half = ([point[i] for point in points] for i in range(3))
                 low, high = ([c + s * h for c, h in zip(centre, half)] for s in (-1, 1))
                 style = {"color": color, "linestyle": dashes if join else "", "marker": marker}
                 axes.plot(xs, centre, label=arm, markersize=5, markerfacecolor="none", **style)
                 axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
             grey_line(axes, *level)
             axes.set(**axis)
+            axes.minorticks_off()
             axes.set_title(panel, loc="left")
             axes.label_outer()
-            if axes.get_xscale() == "log":
-                axes.set_xticks(sorted({x for line in lines.values() for x in line}))
-                axes.minorticks_off()
-                axes.xaxis.set_major_formatter("{x:g}")
         all_axes[0][0].legend(frameon=False)
         figure.suptitle(title, x=0.01, ha="left")
         self.pictures.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from statistics import mean, variance
 
 import ipo_online
 from paper.runs import SHORT, Job, run, setup
-from paper.statistics import AT, BUDGETS, BY, Arms, Report, T, gather
+from paper.statistics import AT, BUDGETS, BY, Arms, Report, T, gather, sides
 
 SEEDS, PILOT_SEEDS = (11, 12, 13, 14, 15), (100, 101)
 FEWER_SEEDS = SEEDS[:3]  # of the secondary questions, which use these runs too
@@ -30,16 +30,14 @@ STEPS = 1600  # 800, where the pilot says that they do
 RATES = (0.3, 1)  # times the default
 BETAS = {"ipo": (0.02, 0.05, 0.1), "dpo": (0.2, 1), "slic": (0.1, 0.5)}
 RLOO_BETAS = (0.2, 1)  # h is drawn to margin / beta: as far as IPO at 0.02 and 0.1
-# what both sides have: (learning rate in defaults, beta); Best-of-2 has no beta
-SETTINGS = {loss: [(rate, beta) for rate in RATES for beta in BETAS[loss]] for loss in BETAS}
-SETTINGS |= {"bo2": [(1, None)], "rloo": [(1, beta) for beta in RLOO_BETAS]}
+SIDES = "online", "offline"
 NAMES = {"ipo": "IPO", "dpo": "DPO", "slic": "SLiC", "bo2": "Best-of-2", "rloo": "RLOO"}
 # what the secondary questions read of a run: {(script, rate, beta): (flags, parts)}
 FINAL, EARLY = f"policies/{SHORT}", f"policies/{SHORT // 5}"
 READ = {
-    ("ipo_online", 1, 0.1): (["--save-pairs", "--save-policies"], ["online_pairs", EARLY, FINAL]),
-    ("ipo_offline", 1, 0.1): (["--save-policies"], [FINAL]),
-    ("bo2_online", 1, None): (["--save-pairs"], ["online_pairs"]),
+    ("ipo_online", 1, 0.1): (("--save-pairs", "--save-policies"), ("online_pairs", EARLY, FINAL)),
+    ("ipo_offline", 1, 0.1): (("--save-policies",), (FINAL,)),
+    ("bo2_online", 1, None): (("--save-pairs",), ("online_pairs",)),
 }
 
 
@@ -55,84 +53,72 @@ def flags(rate: float, beta: float | None) -> tuple:
 def whole(loss: str, side: str, rate: float, beta: float | None, seed: int) -> Job:
     """A run of the frontier."""
     script = f"{loss}_{side}"
-    saved, keeps = READ.get((script, rate, beta), ([], [])) if seed in FEWER_SEEDS else ([], [])
-    name = f"{seed}__{script}__rate={rate:g}" + ("" if beta is None else f"__beta={beta:g}")
+    saved, keeps = READ.get((script, rate, beta), ((), ())) if seed in FEWER_SEEDS else ((), ())
+    name = f"{script}__rate={rate:g}" + ("" if beta is None else f"__beta={beta:g}")
     question, steps = ("pilot", 1600) if seed in PILOT_SEEDS else ("frontier", STEPS)
-    words = reviews(seed), seed, steps, *flags(rate, beta), *saved
-    return run(question, name, script, *words, keeps=keeps)
+    words = *flags(rate, beta), *saved
+    return run(question, name, script, reviews(seed), seed, steps, *words, keeps=keeps)
 
 
-def short(question: str, name: str, script: str, seed: int, *words, rate=1, **options) -> Job:
-    """A run of a secondary question: the script's default beta, and fewer steps."""
-    words = *flags(rate, None), *words
-    return run(question, f"{seed}__{name}", script, reviews(seed), seed, SHORT, *words, **options)
+def short(question: str, name: str, seed: int, *words, rate=1, steps=SHORT, **options) -> Job:
+    """A run of a secondary question, at the default beta. Its name begins with the script's."""
+    script, words = name.partition("__")[0], (*flags(rate, None), *words)
+    return run(question, name, script, reviews(seed), seed, steps, *words, **options)
+
+
+def both_sides(seed: int, betas: dict[str, tuple], rates: tuple = RATES) -> Arms:
+    """Every rate and beta of each loss, for either side."""
+    return {
+        f"{NAMES[loss]}, {side}": [whole(loss, side, *one, seed) for one in product(rates, some)]
+        for loss, some in betas.items()
+        for side in SIDES
+    }
 
 
 def arms(seed: int) -> Arms:
-    sides = [(loss, side) for loss in (*BETAS, "bo2") for side in ("online", "offline")]
-    sides += [("rloo", "online")]
-    return {
-        f"{NAMES[loss]}, {side}": [whole(loss, side, *one, seed) for one in SETTINGS[loss]]
-        for loss, side in sides
-        if loss in BETAS or seed in FEWER_SEEDS  # Best-of-2 and RLOO are in no primary claim
-    }
+    made = both_sides(seed, BETAS)
+    if seed in FEWER_SEEDS:  # Best-of-2 and RLOO are in no primary claim
+        made |= both_sides(seed, {"bo2": (None,)}, (1,))
+        made["RLOO, online"] = [whole("rloo", "online", 1, beta, seed) for beta in RLOO_BETAS]
+    return made
 
 
 def pilot_arms(seed: int) -> Arms:
     """Both rates of a loss's lowest beta, which goes farthest: all settings cost five hours."""
-    return {
-        f"{NAMES[loss]}, {side}": [whole(loss, side, r, min(BETAS[loss]), seed) for r in RATES]
-        for loss in ("ipo", "dpo")
-        for side in ("online", "offline")
-    }
+    return both_sides(seed, {loss: (min(BETAS[loss]),) for loss in ("ipo", "dpo")})
 
 
 def pilot_report(made: Report) -> None:
-    """Whether 800 steps do."""
-    half = Report("", gather(pilot_arms, PILOT_SEEDS, 800), Path())
-    apart = [
-        (
-            abs(mean(whole.values()) - mean(half.won(arm, by, k).values())),
-            f"{arm}, {by}, {k:g} nats",
-        )
-        for arm, by, k in product(made.groups, BY, BUDGETS[:-1])
-        if (whole := made.won(arm, by, k))
-    ]
+    """Whether 800 steps do, and what five seeds decide at 4 nats, if they spread as the pilot's."""
+    half, apart = Report("", gather(pilot_arms, PILOT_SEEDS, 800), Path()), []
+    for arm, by, k in product(made.groups, BY, BUDGETS[:-1]):
+        if whole := made.won(arm, by, k):
+            gap = mean(whole.values()) - mean(half.won(arm, by, k).values())
+            apart.append((abs(gap), f"{arm}, {by}, {k:g} nats"))
     if apart:
         far, where = max(apart)
         verdict = "800 steps do" if far <= 0.02 else "800 steps do not do"
         text = f"Frontiers up to 8 nats are at most {far:.3f} apart ({where}): {verdict}."
         made.parts.append(text)
+    for by in BY:
+        leads = [made.lead(*pair, by) for pair in sides(made.groups)]
+        if min(map(len, leads)) == len(PILOT_SEEDS):
+            spread = sqrt(mean(variance(lead.values()) for lead in leads))
+            smallest = T[len(SEEDS) - 2] * spread / sqrt(len(SEEDS))
+            made.parts.append(f"Five seeds decide a difference of {smallest:.3f}, {by}.")
 
 
-def decidable(by: str) -> str:
-    """The smallest difference at 4 nats that five seeds decide, if they spread as the pilot's."""
-    pilot = Report("", gather(pilot_arms, PILOT_SEEDS, None), Path())
-    leads = [pilot.lead(f"{name}, online", f"{name}, offline", by) for name in ("IPO", "DPO")]
-    if min(map(len, leads)) < len(PILOT_SEEDS):
-        return "not known, the pilot has not been made"
-    spread = sqrt(mean(variance(lead.values()) for lead in leads))
-    return f"{T[len(SEEDS) - 2] * spread / sqrt(len(SEEDS)):.3f}"
-
-
-def samples(made: Report) -> list[list[str]]:
-    """What the best evaluation within the budget writes, of every arm's first seed."""
+def report(made: Report) -> None:
+    for loss in (*BETAS, "bo2"):
+        title = f"{NAMES[loss]}: both sides, every setting, {STEPS:,} steps"
+        arms = [f"{NAMES[loss]}, {side}" for side in SIDES]
+        made.curves(arms, title, f"frontier_{loss}")
+    made.compare(sides(made.groups), (AT, 1, 2, 3, 8))
     lines = []
     for arm, by_seed in made.groups.items():
         rows = [row for run in by_seed.get(SEEDS[0], ()) for row in run["evals"] if row["kl"] <= AT]
         if rows:
             row = max(rows, key=lambda row: row["win_rate"])
             lines.append([arm, f"{row['kl']:.1f}", row["responses"][0]])
-    return lines
-
-
-def report(made: Report) -> None:
-    losses = {loss: NAMES[loss] for loss in (*BETAS, "bo2")}
-    for loss, name in losses.items():
-        title = f"{name}: both sides, every setting, {STEPS:,} steps"
-        made.curves([f"{name}, online", f"{name}, offline"], title, f"frontier_{loss}")
-    text = f"The claims, at a budget of {AT} nats, and other budgets."
-    made.sides(losses.values(), (AT, 1, 2, 3, 8), text)
-    smallest = [f"{by} {decidable(by)}" for by in BY]
-    made.parts.append(f"The smallest difference that five seeds decide: {', '.join(smallest)}.")
-    made.table(("", "KL", "response"), samples(made), "Responses to one prompt, at that budget.")
+    text = f"One prompt's response at each arm's best evaluation up to {AT} nats."
+    made.table(("", "KL", "response"), lines, text)

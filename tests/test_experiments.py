@@ -19,11 +19,11 @@ from tests.conftest import SHORT, call, read_jsonl
 def result(*points):
     """A result of evaluations (KL, [golden on either half], [ground truth on either half])."""
     rows = [dict(zip(("kl", "golden", "truth"), point)) for point in points]
-    told = {"step": 90, "responses": [" A review."], "reach": 0.1}
+    told = {"responses": [" A review."], "reach": 0.1}
     told |= {"chosen_logratio": -1.0, "rejected_logratio": -3.0}
-    for row in rows:
+    for i, row in enumerate(rows):
         row |= told | {"win_rate": row["golden"][0], "accuracy": row["golden"][1]}
-        row["agreement"] = 0.9
+        row |= {"agreement": 0.9, "step": statistics.SHORT - 1 + i}
     return {"evals": rows, "revision": "one", "prompts": [4, 4], "seconds_a_step": 0.1}
 
 
@@ -149,20 +149,20 @@ def test_a_campaign_continues(setup, place):
 
 def test_the_estimate(place):
     """The experiments take at most 20 core-hours, at 1,600 steps; the board is no experiment."""
-    job = Job("run", ("ipo_online.py",), "question", seconds=360, steps=1000)
-    assert runs.estimate([job, job]) == pytest.approx(0.3)
+    job = runs.run("question", "run", "ipo_online", Job("setup", ()), 1, 1000)
+    assert job.seconds == pytest.approx(8 + 14 * 2.2 + 180)
     asked = {name: statistics.flat(q.arms, q.seeds) for name, q in page.QUESTIONS.items()}
-    assert runs.estimate(runs.plan(asked.pop("board"))) < 1.6
+    assert sum(job.seconds for job in runs.plan(asked.pop("board"))) < 1.6 * 3600
     jobs = runs.plan([job for some in asked.values() for job in some])
-    assert len({job.name for job in jobs}) == len(jobs) and runs.estimate(jobs) < 20
-    longest = max(runs.estimate([job]) for job in jobs)
-    assert longest < 0.3  # what an interruption can delay
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert sum(job.seconds for job in jobs) < 20 * 3600
+    assert max(job.seconds for job in jobs) < 0.3 * 3600  # what an interruption can delay
 
 
 def test_every_command_parses():
     jobs = [job for q in page.QUESTIONS.values() for job in statistics.flat(q.arms, q.seeds[:1])]
     for job in {" ".join(w for w in job.words if w[0] == "-"): job for job in jobs}.values():
-        if job.side:
+        if job.steps:
             script = importlib.import_module(job.words[0].removesuffix(".py"))
             tyro.cli(script.Args, args=job.words[1:])
 
@@ -177,15 +177,16 @@ def test_the_page(place, capsys):
             for arm, jobs in question.arms(seed).items():
                 for job in jobs:
                     found = OTHER if "online" in arm else ONE
-                    found = {"accuracy": accuracy, "revision": "two"} if not job.side else found
+                    found = {"accuracy": accuracy, "revision": "two"} if not job.steps else found
                     job.result.parent.mkdir(parents=True, exist_ok=True)
                     job.result.write_text(json.dumps(found))
     (place / "findings.md").write_text("Before\n<!-- frontier -->\nstale\n<!-- end -->\nbehind\n")
     page.main(page.Args(str(place / "findings.md")))
     text, rest = (place / "findings.md").read_text(), capsys.readouterr().out
     assert text.startswith("Before\n") and text.endswith("behind\n") and "stale" not in text
-    cells = "0.325 [0.325, 0.325] | 0.500 [0.500, 0.500] | -0.175 [-0.175, -0.175] * |"
-    assert f"| DPO | golden | {cells}" in text and "not made yet" not in text
+    cells = "0.325 [0.325, 0.325] | DPO, offline | 0.500 [0.500, 0.500] | 5 |"
+    cells += " -0.175 [-0.175, -0.175] * |"
+    assert f"| DPO, online | golden | {cells}" in text and "not made yet" not in text
     assert "has no mark for coverage" in rest and "made by 2 versions" in rest
     assert "Not complete" not in text + rest
     assert "last fifth less first fifth of the run: +0.400" in rest
@@ -193,6 +194,8 @@ def test_the_page(place, capsys):
         assert picture.read_bytes()[16:20] == (1200).to_bytes(4, "big")
     numbers = (place / "findings.csv").read_text().splitlines()
     assert 'frontier,"DPO, online",11,"win rate, golden",4,0.325' in numbers
+    assert 'frontier,"IPO, online",11,"win rate, golden",12,0.85' in numbers
+    assert 'coverage,online,11,"win rate, golden",12,0.325' in numbers  # the same, until step 400
 
 
 def test_stages(setup, tmp_path):

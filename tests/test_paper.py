@@ -5,8 +5,8 @@ import re
 import shutil
 from functools import partial
 
-from common import sha256
-from paper.frontier import Run, ground_truth
+from common import sha256, wins
+from paper.frontier import Run, ground_truth_scores
 from tests.conftest import call, read_jsonl
 
 frontier = partial(call, "-m", "paper", "frontier")
@@ -40,13 +40,15 @@ def test_the_ground_truth_score_prefers_praise(tmp_path):
     baseline = {"baseline": str(tmp_path / "baseline"), "baseline_sha256": "of another"}
     run, _ = Run("run", tmp_path, baseline, [{"step": 3}], ""), (tmp_path / "baseline").mkdir()
     (tmp_path / "responses").mkdir()
-    for prompt, stored, rate in ((staff, rude, 0.75), (staff, kind, 0.25), ("Hello", rude, None)):
+    cases = (staff, rude, [1, 0.5]), (staff, kind, [0.5, 0]), ("Hello", rude, [])
+    for prompt, stored, won in cases:
         rows = [answer | {"prompt": prompt} for answer in (kind, rude, rude | {"split": "test"})]
         write(tmp_path / "responses" / "3.jsonl", rows)
         write(tmp_path / "baseline" / "responses.jsonl", [stored | {"prompt": prompt}] * 2)
-        assert ground_truth(run) == (None, None)  # the run has met another baseline
+        assert not ground_truth_scores(run, 3)[0]  # the run has met another baseline
         run.args["baseline_sha256"] = sha256(run.args["baseline"])
-        assert ground_truth(run)[0] == rate
+        prompts, ours, baselines = ground_truth_scores(run, 3)
+        assert prompts == [prompt] * len(won) and wins(ours - baselines).tolist() == won
 
 
 def test_the_command_line(runs, tmp_path):
