@@ -1,13 +1,14 @@
 """Beyond the paper: three questions that it does not ask, each with its arms and its report."""
 
 import os
+from itertools import product
 from math import log
 from pathlib import Path
-from statistics import correlation
+from statistics import correlation, mean
 
 from paper import swept
 from paper.runs import SHORT, run, setup, stage
-from paper.statistics import AT, Arms, Report, gather, sides, told
+from paper.statistics import AT, BY, Arms, Report, gather, sides
 
 FEWER = (1000, 4000)
 SETUPS = {"weaker golden": ("--golden-steps", 50), "stronger baseline": ("--policy-steps", 400)}
@@ -97,18 +98,25 @@ def points(made: Report, online: str, offline: str) -> list[tuple[float, float]]
 
 def distance_report(made: Report) -> None:
     lines, known = [], {}
+    panels = {text: {PROXY: {}, GOLDEN: {}} for text in BY.values()}
     for case in (f"m = {mood:g}" for mood in MOODS):
-        runs = made.groups[f"{case}, offline"].items()
-        lines.append([case, told({seed: far(results[0]) for seed, results in runs})])
-        known[case] = points(made, f"{case}, {PROXY}", f"{case}, offline")
+        offline = f"{case}, offline"
+        away = {seed: far(results[0]) for seed, results in made.groups[offline].items()}
+        lines.append([case, made.cell(case, "distance, nats", away)])
+        for (by, text), arm in product(BY.items(), (PROXY, GOLDEN)):
+            leads = made.lead(f"{case}, {arm}", offline, by)
+            panels[text][arm] |= {mean(away.values()): [*leads.values()]} if away else {}
+        known[case] = points(made, f"{case}, {PROXY}", offline)
+    axis = {"xlabel": "distance of the baseline from SFT, nats", "ylabel": f"lead at {AT} nats"}
+    title = "DPO: online less offline, the farther the optimum"
+    made.draw(panels, "distance", title, (0, "level"), **axis)
     made.table(("", "distance of the baseline from SFT, nats"), lines)
     pairs = [(f"{case}, {arm}", f"{case}, offline") for case in known for arm in (PROXY, GOLDEN)]
     made.compare(pairs)
-    for arm in (GOLDEN, PROXY):
-        cases = [f"m = {mood:g}" for mood in (min(MOODS), max(MOODS))]
-        far_off, near = (made.lead(f"{m}, {arm}", f"{m}, offline", "golden") for m in cases)
-        growth = {seed: far_off[seed] - near[seed] for seed in far_off if seed in near}
-        made.parts.append(f"{arm}, lead at {' less that at '.join(cases)}: {told(growth, '+')}.")
+    for arm, sign, text in ((GOLDEN, 1, "grows"), (PROXY, -1, "shrinks")):
+        leads = [made.lead(f"m = {m:g}, {arm}", f"m = {m:g}, offline", "golden") for m in MOODS]
+        growth = {seed: leads[-1][seed] - leads[0][seed] for seed in leads[0] if seed in leads[-1]}
+        made.claim("", f"{arm}: the lead {text} with the distance", sign, growth)
 
     other = Report("", gather(robustness, swept.FEWER_SEEDS), made.pictures)
     for case in (f"proxy of {pairs:,} pairs" for pairs in FEWER):
@@ -156,4 +164,8 @@ def stories(seed: int) -> Arms:
 
 def stories_report(made: Report) -> None:
     made.curves(made.groups, "stories260K: both sides, farther than the data")
-    made.compare(sides(made.groups), (4, 1, 2, 3, 6, 8, 12))
+    made.budgets(sides(made.groups), (1, 2, 3, AT, 6, 8, 12))
+    for name in ("IPO", "DPO"):
+        for at, sign, text in ((4, 0, "level"), (8, 1, "online is ahead")):
+            arms = f"{name}, online", f"{name}, offline"
+            made.ahead("", f"stories, {name}, {at} nats: {text}", sign, *arms, at)

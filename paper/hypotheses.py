@@ -8,7 +8,7 @@ from statistics import correlation, mean
 
 from paper import swept
 from paper.runs import SHORT, Job, stage
-from paper.statistics import BUDGETS, Arms, Report, told
+from paper.statistics import BUDGETS, Arms, Report
 
 METHODS = ONLINE, SHUFFLED, OFFLINE = "online", "its pairs, shuffled", "offline, D_golden"
 SETTINGS = "offline, all settings"
@@ -46,6 +46,9 @@ def coverage_report(made: Report) -> None:
     shown = [arm for arm in made.groups if arm in METHODS or "window" in arm]
     made.curves(shown, "IPO: offline on the online run's own pairs")
     made.compare((arm, ONLINE) for arm in made.groups if arm != ONLINE)
+    made.ahead("4", "online is ahead of its own pairs, shuffled", 1, ONLINE, SHUFFLED)
+    made.ahead("4", "these pairs are no better than D_golden", 0, SHUFFLED, OFFLINE)
+    made.ahead("13", "little shuffling costs nothing", 0, "its pairs, windows of 4", ONLINE)
 
 
 def at_one_rate(seed: int) -> Arms:
@@ -85,6 +88,9 @@ def quality_report(made: Report) -> None:
     shown = [arm for arm in made.groups if "early against" not in arm]
     made.curves(shown, "Offline IPO: which policies' pairs?")
     made.compare((arm, "D_golden") for arm in made.groups if arm != "D_golden")
+    final, early = "final against final", "early against final"
+    made.ahead("5", "the final policy's pairs are no better", 0, final, "D_golden")
+    made.ahead("12", "pairs with one side from SFT are better", 1, "sft against early", early)
 
 
 def classification(seed: int) -> Arms:
@@ -115,21 +121,33 @@ def classification_report(made: Report) -> None:
     title = "Who tells the better of the pairs that online samples?"
     made.draw({"": curves}, "classification", title, (0.5, "chance"), **axis)
 
-    columns, lines = ("accuracy", "chosen_logratio", "rejected_logratio", "win_rate"), []
-    for arm in METHODS:
-        last = {seed: results[0]["evals"][-1] for seed, results in made.groups[arm].items()}
-        cells = ({seed: row[name] for seed, row in last.items()} for name in columns)
-        lines.append([arm, *map(told, cells)])
+    columns = "accuracy", "chosen_logratio", "rejected_logratio", "win_rate"
+    last = {
+        arm: {seed: results[0]["evals"][-1] for seed, results in made.groups[arm].items()}
+        for arm in METHODS
+    }
+    lines = [
+        [
+            arm,
+            *(made.cell(arm, name, {s: row[name] for s, row in rows.items()}) for name in columns),
+        ]
+        for arm, rows in last.items()
+    ]
     made.table([f"after {SHORT} steps", *columns], lines)
     proxy = {seed: right["proxy"] for seed, right in found.items()}
     decay = {seed: mean(right[-2:]) - mean(right[:2]) for seed, right in proxy.items()}
-    made.parts.append(f"The proxy, last fifth less first fifth of the run: {told(decay, '+')}.")
+    made.claim("6", "the proxy's accuracy falls: last fifth of the run less first", -1, decay)
+    says = ("accuracy", 1, "is higher offline"), ("chosen_logratio", -1, "is lower offline")
+    for name, sign, text in says:
+        online = {seed: row[name] for seed, row in last[ONLINE].items()}
+        apart = {s: row[name] - online[s] for s, row in last[OFFLINE].items() if s in online}
+        made.claim("8", f"{name} {text}", sign, apart)
     seven = {}
     for seed, results in made.groups[SETTINGS].items():
         rows = [row for result in results for row in result["evals"] if row["step"] >= 80]
         columns = ([row[name] for row in rows] for name in ("accuracy", "win_rate"))
         seven[seed] = correlation(*columns)
-    made.parts.append(f"Accuracy and win rate within offline runs correlate: {told(seven, '+')}.")
+    made.claim("7", "accuracy and win rate of offline runs are correlated little", 0, seven)
 
 
 def loss(seed: int) -> Arms:
@@ -148,6 +166,8 @@ def loss(seed: int) -> Arms:
 def loss_report(made: Report) -> None:
     made.curves(made.groups, "Best-of-2: no contrast in the loss")
     made.compare((arm, ONLINE) for arm in made.groups if arm != ONLINE)
+    made.ahead("9", "Best-of-2: online is ahead", 1, ONLINE, OFFLINE)
+    made.ahead("9", "Best-of-2: shuffled pairs are level with online", 0, SHUFFLED, ONLINE)
 
 
 # parameters in thousands: (the untrained model of a setup, what a step costs)
@@ -189,4 +209,8 @@ def scale_report(made: Report) -> None:
     shown = [arm for arm in made.groups if "shuffled" not in arm]
     made.curves(shown, "IPO: three sizes of the policy")
     sizes = [[f"{size} thousand, {method}" for method in METHODS] for size in SIZES]
-    made.compare([(arm, online) for online, *others in sizes for arm in others], BUDGETS[-1:])
+    made.compare([(arm, online) for online, *others in sizes for arm in others], BUDGETS[-1])
+    online, _, offline = sizes[-1]
+    made.ahead(
+        "10", "the largest policy: online is ahead, 12 nats", 1, online, offline, BUDGETS[-1]
+    )

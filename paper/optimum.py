@@ -19,7 +19,7 @@ from math import expm1, log
 
 from common import fail
 from paper import swept
-from paper.statistics import Arms, Report, told
+from paper.statistics import Arms, Report
 
 
 @dataclass
@@ -49,17 +49,33 @@ def online_ipo(beta: float) -> tuple[float, float]:
     return 1 / (2 * beta) + log(beta * share), h
 
 
+def measured(runs: dict[int, list[dict]]) -> dict[int, tuple[float, float]]:
+    """(KL to SFT, mean h on D_golden) after the last step, of each seed."""
+    last = {seed: result["evals"][-1] for seed, (result,) in runs.items()}
+    return {s: (e["kl"], e["chosen_logratio"] - e["rejected_logratio"]) for s, e in last.items()}
+
+
 def report(made: Report) -> None:
-    lines = []
+    lines, panels = [], {"KL to SFT, nats": {}, "mean h on D_golden, nats": {}}
     for side, optimum in (("offline", offline_ipo), ("online", online_ipo)):
-        for beta in sorted(swept.BETAS["ipo"], reverse=True):
-            (kl, h), runs = optimum(beta), made.groups[f"{side}, {beta}"]
-            last = {seed: result["evals"][-1] for seed, (result,) in runs.items()}
-            real = {s: row["chosen_logratio"] - row["rejected_logratio"] for s, row in last.items()}
-            lines.append([f"IPO, {side}", beta, f"{kl:.2f}", f"{h:.2f}", told(real)])
-    lines.append(["DPO, hard labels", "any", "no finite optimum", "no finite optimum", ""])
-    head = "loss", "beta", "KL, nats", "mean h on D_golden", "measured at the lowest rate"
-    made.table(head, lines)
+        betas = sorted(swept.BETAS["ipo"], reverse=True)
+        asked = {beta: optimum(beta) for beta in betas}
+        found = {beta: measured(made.groups[f"{side}, {beta}"]) for beta in betas}
+        rows = [[f"IPO, {side}", beta] for beta in betas]
+        for i, panel in enumerate(panels.values()):
+            values = {beta: {s: pair[i] for s, pair in found[beta].items()} for beta in betas}
+            panel[f"{side}, optimum"] = {beta: [asked[beta][i]] for beta in betas}
+            panel[f"{side}, measured"] = {beta: [*values[beta].values()] for beta in betas}
+            for row in rows:
+                measure = ("KL, nats", "mean h, nats")[i]
+                real = made.cell(f"{row[0]}, beta {row[1]}", measure, values[row[1]])
+                row += [f"{asked[row[1]][i]:.2f}", real]
+        lines += rows
+    axis = {"xlabel": "beta", "xticks": betas}
+    made.draw(panels, "optimum", "IPO: where its loss leads, and where runs end", None, **axis)
+    lines.append(["DPO, hard labels", "any", "no finite optimum", "", "no finite optimum", ""])
+    head = "loss", "beta", "KL, nats", "measured", "mean h on D_golden, nats", "measured"
+    made.table(head, lines, "Runs at the lowest learning rate, after the last step.")
 
 
 def main(args: Args) -> None:

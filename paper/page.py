@@ -1,5 +1,5 @@
-"""Write the generated parts of the findings page: tables and pictures of paper/results. All win
-rates at all budgets go to a CSV file beside it.
+"""Write the generated parts of the findings page: tables and pictures of paper/results. Their
+numbers go to a CSV file beside it, seed by seed.
 
 Each part stands between `<!-- QUESTION -->` and `<!-- end -->` on the page; the prose around it is
 by hand. A part whose marks are not there is printed instead. What has not been made is said.
@@ -75,8 +75,8 @@ def run(args: RunArgs) -> None:
 
 
 def main(args: Args) -> None:
-    path, rows = Path(args.page), []
-    text = path.read_text() if path.exists() else ""
+    path, rows, parts = Path(args.page), [], {}
+    card = Report("scorecard", {}, path.parent)
     for name, question in QUESTIONS.items():
         groups = gather(question.arms, question.seeds, question.until)
         made = Report(name, groups, path.parent / "pictures")
@@ -85,10 +85,15 @@ def main(args: Args) -> None:
         there = sum(job.result.exists() for job in jobs)
         if there < len(jobs):
             made.parts.insert(0, f"Not complete: {there} of {len(jobs)} runs have been made.")
-        part = "\n\n".join(made.parts)
         for arm, by, k in product(groups, BY, BUDGETS):
-            for seed, won in made.won(arm, by, k).items():
-                rows.append((name, arm, seed, f"win rate, {by}", k, f"{won:.5g}"))
+            made.cell(arm, f"win rate, {by}", made.won(arm, by, k), at=k)
+        parts[name], rows = made.parts, rows + made.numbers
+        card.claims += made.claims
+    head = "figure", "claim", "effect, by golden", "by truth", "seeds", "did it come out?"
+    card.table(head, card.claims)
+    text = path.read_text() if path.exists() else ""
+    for name, some in (parts | {"scorecard": card.parts}).items():
+        part = "\n\n".join(some)
         marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
         if marks.search(text):
             text = marks.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)

@@ -104,6 +104,8 @@ class Report:
     def __init__(self, question: str, groups: Groups, pictures: Path):
         self.question, self.groups, self.pictures = question, groups, pictures
         self.parts: list[str] = []
+        self.claims: list[list] = []  # rows of the scorecard
+        self.numbers: list[tuple] = []  # rows of the CSV file
 
     def won(self, arm: str, by: str, budget: float = AT) -> dict[int, float]:
         """{seed: win rate at a budget}."""
@@ -115,23 +117,57 @@ class Report:
         first, second = self.won(one, by, budget), self.won(other, by, budget)
         return {seed: first[seed] - second[seed] for seed in first if seed in second}
 
+    def cell(self, arm: str, measure: str, values: dict, sign: str = "", at: float | str = ""):
+        """As `told` has it; the values go to the CSV file."""
+        for seed, value in values.items():
+            self.numbers.append((self.question, arm, seed, measure, at, f"{value:.5g}"))
+        return told(values, sign)
+
     def table(self, head: Iterable, lines: Iterable[Iterable], text: str = "") -> None:
         lines = [[*head], ["---"] * len([*head]), *lines]
         rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
         self.parts.append(f"{text}\n\n{rows}".strip())
 
-    def compare(self, pairs: Iterable[tuple[str, str]], budgets: Sequence[float] = (AT,)) -> None:
-        """A row for each pair of arms and verdict: win rates at the first budget, and how far the
-        one arm is ahead of the other at each budget, over the seeds that have both."""
-        lines, at = [], f"at {budgets[0]} nats"
+    def compare(self, pairs: Iterable[tuple[str, str]], at: float = AT) -> None:
+        """A row for each pair of arms: the one's win rate at a budget, and how far it is ahead of
+        the other, over the seeds that have both."""
+        lines, head = [], ["arm", "against", "seeds"]
+        head += [f"{name} at {at} nats, {by}" for by in BY for name in ("win rate", "ahead")]
+        for one, other in pairs:
+            lines.append([one, other, len(self.lead(one, other, "golden", at))])
+            for by in BY:
+                lines[-1] += [told(self.won(one, by, at))]
+                lines[-1] += [told(self.lead(one, other, by, at), "+")]
+        self.table(head, lines)
+
+    def budgets(self, pairs: Iterable[tuple[str, str]], budgets: Iterable[float]) -> None:
+        """A row for each pair and verdict: win rates at 4 nats, and leads at each budget."""
+        lines = []
         for (one, other), by in product(pairs, BY):
-            first, second = (self.won(arm, by, budgets[0]) for arm in (one, other))
+            first, second = self.won(one, by), self.won(other, by)
             if first or second or by == "golden":  # there may be no ground-truth score
-                leads = [self.lead(one, other, by, k) for k in budgets]
-                cells = [one, by, told(first), other, told(second), len(leads[0])]
-                lines.append(cells + [told(lead, "+") for lead in leads])
-        head = ["arm", "by", at, "other arm", at, "seeds with both"]
+                leads = [told(self.lead(one, other, by, k), "+") for k in budgets]
+                lines.append([one, by, told(first), other, told(second), *leads])
+        head = ["arm", "by", f"at {AT} nats", "against", f"at {AT} nats"]
         self.table([*head, *(f"ahead at {k} nats" for k in budgets)], lines)
+
+    def claim(self, figure: str, text: str, sign: int, golden: dict, truth: dict | None = None):
+        """A row of the scorecard: a claim, and its effect on each seed, a difference. sign: of the
+        effect that is claimed, 0 where none is. The interval by golden decides."""
+        verdict = "not made yet"
+        if len(golden) > 1:
+            centre, half = interval([*golden.values()])
+            verdict = "yes" if centre * sign > 0 else "no"
+            if abs(centre) <= half:
+                verdict = "undecided" if sign else "no difference seen"
+        effects = {"effect, golden": golden, "effect, truth": truth or {}}
+        cells = [self.cell(text, name, effect, "+") for name, effect in effects.items() if effect]
+        cells += [""] * (2 - len(cells))
+        self.claims.append([figure, text, *cells, len(golden), verdict])
+
+    def ahead(self, figure: str, text: str, sign: int, one: str, other: str, at: float = AT):
+        """The claim that one arm is ahead of another at a budget."""
+        self.claim(figure, text, sign, *(self.lead(one, other, by, at) for by in BY))
 
     def curves(self, arms: Iterable[str], title: str, name: str = "") -> None:
         """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
@@ -144,10 +180,11 @@ class Report:
         self.draw(panels, name or self.question, title, (0.5, "parity"), **axis)
 
     @plt.rc_context({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
-    def draw(self, panels: dict, name: str, title: str, level: tuple, join=True, **axis) -> None:
+    def draw(self, panels: dict, name: str, title: str, level, join=True, **axis) -> None:
         """A picture, {panel: {line: {x: values over seeds}}}: means with 95 % bands.
 
-        level: (height, name) of a grey line. axis: what axes.set takes. No picture of no values.
+        level: (height, name) of a grey line, or None. axis: what axes.set takes. No picture of no
+        values.
         """
         if not any(any(line.values()) for lines in panels.values() for line in lines.values()):
             return
@@ -161,7 +198,8 @@ class Report:
                 style = {"color": color, "linestyle": dashes if join else "", "marker": marker}
                 axes.plot(xs, centre, label=arm, markersize=5, markerfacecolor="none", **style)
                 axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
-            grey_line(axes, *level)
+            if level:
+                grey_line(axes, *level)
             axes.set(**axis)
             axes.minorticks_off()
             axes.set_title(panel, loc="left")

@@ -112,8 +112,11 @@ def report(made: Report) -> None:
     for loss in (*BETAS, "bo2"):
         title = f"{NAMES[loss]}: both sides, every setting, {STEPS:,} steps"
         arms = [f"{NAMES[loss]}, {side}" for side in SIDES]
-        made.curves(arms, title, f"frontier_{loss}")
-    made.compare(sides(made.groups), (AT, 1, 2, 3, 8))
+        beside = ["RLOO, online"] if loss == "dpo" else []
+        made.curves(arms + beside, title, f"frontier_{loss}")
+    made.budgets(sides(made.groups), (1, 2, 3, AT, 8))
+    for name in map(NAMES.get, BETAS):
+        made.ahead("1", f"{name}: online is ahead", 1, f"{name}, online", f"{name}, offline")
     lines = []
     for arm, by_seed in made.groups.items():
         rows = [row for run in by_seed.get(SEEDS[0], ()) for row in run["evals"] if row["kl"] <= AT]

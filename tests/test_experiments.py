@@ -112,6 +112,21 @@ def test_the_optima_by_brute_force():
     assert [round(optimum.online_ipo(b)[0], 2) for b in (0.1, 0.05, 0.02)] == [2.70, 7.00, 21.09]
 
 
+def test_the_verdict_on_a_claim():
+    """The sign of an interval that excludes 0 decides; else there is none, or no difference."""
+    made = statistics.Report("question", {}, Path())
+    ahead, level, one = {1: 0.10, 2: 0.11, 3: 0.12}, {1: -0.1, 2: 0, 3: 0.1}, {1: 0.2}
+    asked = {"yes": (ahead, 1), "no": (ahead, -1), "undecided": (level, 1)}
+    asked |= {"no difference seen": (level, 0), "not made yet": (one, 1)}
+    for effect, sign in (*asked.values(), (ahead, 0)):
+        made.claim("1", "text", sign, effect, level)
+    assert [row[-1] for row in made.claims] == [*asked, "no"]
+    half = 4.303 * 0.01 / math.sqrt(3)
+    cell = f"+0.110 [{0.11 - half:+.3f}, {0.11 + half:+.3f}] *"
+    assert made.claims[0][2:5] == [cell, "+0.000 [-0.248, +0.248]", 3]
+    assert made.numbers[2] == ("question", "text", 3, "effect, golden", "", "0.12")
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "WORK", tmp_path / "work")
@@ -184,12 +199,15 @@ def test_the_page(place, capsys):
     page.main(page.Args(str(place / "findings.md")))
     text, rest = (place / "findings.md").read_text(), capsys.readouterr().out
     assert text.startswith("Before\n") and text.endswith("behind\n") and "stale" not in text
-    cells = "0.325 [0.325, 0.325] | DPO, offline | 0.500 [0.500, 0.500] | 5 |"
-    cells += " -0.175 [-0.175, -0.175] * |"
+    cells = "0.325 [0.325, 0.325] | DPO, offline | 0.500 [0.500, 0.500] |"
     assert f"| DPO, online | golden | {cells}" in text and "not made yet" not in text
     assert "has no mark for coverage" in rest and "made by 2 versions" in rest
     assert "Not complete" not in text + rest
-    assert "last fifth less first fifth of the run: +0.400" in rest
+    assert "| 6 | the proxy's accuracy falls: last fifth of the run less first | +0.400" in rest
+    assert "| 1 | DPO: online is ahead | -0.175 [-0.175, -0.175] * |" in rest
+    cells = "3 | 0.250 [0.250, 0.250] | -0.075 [-0.075, -0.075] * |"
+    assert f"| offline, D_golden | online | {cells}" in rest
+    assert "| 4 | these pairs are no better than D_golden | " in rest
     for picture in (place / "pictures").iterdir():
         assert picture.read_bytes()[16:20] == (1200).to_bytes(4, "big")
     numbers = (place / "findings.csv").read_text().splitlines()
