@@ -4,7 +4,7 @@ python -m paper frontier RUN...     draw given runs: KL to SFT against win rate,
 python -m paper run QUESTION...     make the runs of experiments, after an estimate of their cost
 python -m paper board SCRIPT        your own loss beside ours
 python -m paper optimum             how far IPO can go: KL and h of its optimum at a beta
-python -m paper page                tables and pictures of docs/findings.md, and one CSV file
+python -m paper page                docs/findings.md from all results, its pictures, one CSV file
 """
 
 import sys

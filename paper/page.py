@@ -1,13 +1,11 @@
-"""Write the generated parts of the findings page: tables and pictures of paper/results. Their
-numbers go to a CSV file beside it, seed by seed.
+"""Write the findings page, its pictures, and a CSV file with its numbers, seed by seed.
 
-Each part stands between `<!-- QUESTION -->` and `<!-- end -->` on the page; the prose around it is
-by hand. A part whose marks are not there is printed instead. What has not been made is said.
+The prose is that of paper/findings.md, where a mark such as `<!-- frontier -->` stands for what a
+question's report makes of paper/results. The page says what has not been made.
 """
 
 import csv
 import json
-import re
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -53,7 +51,7 @@ class RunArgs:
 @dataclass
 class Args:
     page: str = "docs/findings.md"
-    """page whose parts are written"""
+    """page to write"""
 
 
 def run(args: RunArgs) -> None:
@@ -91,21 +89,16 @@ def main(args: Args) -> None:
         card.claims += made.claims
     head = "figure", "claim", "effect, by golden", "by truth", "seeds", "did it come out?"
     card.table(head, card.claims)
-    text = path.read_text() if path.exists() else ""
+    text = Path(__file__).with_name("findings.md").read_text()
     for name, some in (parts | {"scorecard": card.parts}).items():
-        part = "\n\n".join(some)
-        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        if marks.search(text):
-            text = marks.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
-        else:
-            print(f"{path} has no mark for {name}:\n\n{part}\n")
-    if path.exists():
-        path.write_text(text)
+        text = text.replace(f"<!-- {name} -->", "\n\n".join(some))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
     with open(path.with_suffix(".csv"), "w", newline="") as file:
         head = "question", "arm", "seed", "measure", "at", "value"
         csv.writer(file).writerows([head, *rows])
     results = [json.loads(file.read_text()) for file in runs.RESULTS.rglob("*.json")]
     revisions = {result["revision"] for result in results}
-    print(f"wrote {path.with_suffix('.csv')}: {len(rows)} numbers of {len(results)} results")
+    print(f"wrote {path}, and {len(rows)} numbers of {len(results)} results beside it")
     if len(revisions) > 1:
         print(f"they were made by {len(revisions)} versions of the code, which may not compare")
