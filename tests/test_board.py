@@ -66,6 +66,13 @@ def test_the_page_is_right_to_the_letter(place, capsys, monkeypatch):
         board.main(args)
 
 
+def test_the_page_shows_the_kept_results():
+    made = statistics.Report("board", statistics.gather(board.arms, board.SEEDS), REPO)
+    page = " ".join(PAGE.split())
+    assert all(" ".join(row) in page for row in board.rows(made, "golden")[1:])
+    assert " ".join(board.rows(made, "truth")[1]) in page
+
+
 def test_a_row_by_hand(place, monkeypatch):
     monkeypatch.setattr(board, "SEEDS", (41, 42, 43))
     for seed in board.SEEDS:
