@@ -123,7 +123,7 @@ class Report:
     def compare(self, pairs: Iterable[tuple[str, str]], budgets: Sequence[float] = (AT,)) -> None:
         """A row for each pair of arms and verdict: win rates at the first budget, and how far the
         one arm is ahead of the other at each budget, over the seeds that have both."""
-        lines, at = [], f"at {budgets[0]} nats"
+        lines, at = [], f"win rate at {budgets[0]} nats"
         for (one, other), by in product(pairs, BY):
             first, second = (self.won(arm, by, budgets[0]) for arm in (one, other))
             if first or second or by == "golden":  # there may be no ground-truth score
@@ -131,7 +131,7 @@ class Report:
                 cells = [one, by, told(first), other, told(second), len(leads[0])]
                 lines.append(cells + [told(lead, "+") for lead in leads])
         head = ["arm", "by", at, "other arm", at, "seeds with both"]
-        self.table([*head, *(f"ahead at {k} nats" for k in budgets)], lines)
+        self.table([*head, *(f"ahead at {k}" for k in budgets)], lines)
 
     def curves(self, arms: Iterable[str], title: str, name: str = "") -> None:
         """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
