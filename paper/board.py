@@ -6,7 +6,7 @@ The file is a sibling of our scripts, of any name, in any folder. Each value of 
 400 steps on three seeds of the reviews task that no other experiment uses. A row has the win rate
 with at most 1, 2 and 4 nats of KL to SFT; the best setting and step are chosen on one half of the
 prompts and measured on the other (statistics.py). Our rows, which `python -m paper run board`
-makes, have the frontier's betas.
+makes, have the scripts' learning rate and the frontier's betas.
 
 Runs and results lie in runs/board/, in a folder for each version of the file: repeat an ended call,
 and it continues; edit the loss, and it runs again.

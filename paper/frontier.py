@@ -103,8 +103,7 @@ def result(run: Run) -> dict[str, str]:
     table = {"run": run.name, "script": run.args["script"], "step": str(last["step"])}
     table["KL (nats)"] = plus_minus(last["kl"], last["kl_stderr"], ".2f")
     names = {"win rate": "win_rate", "held out": "win_rate_heldout", "proxy's": "proxy_win_rate"}
-    for title, key in names.items():
-        table[title] = plus_minus(last[key], last[f"{key}_stderr"])
+    table |= {title: plus_minus(last[k], last[f"{k}_stderr"]) for title, k in names.items()}
     table["ground truth"] = plus_minus(*mean_stderr(wins(ours - baseline), prompts))
     table["accuracy"] = "–" if last["accuracy"] is None else f"{last['accuracy']:.3f}"
     table["best"] = f"{best['win_rate']:.3f} at {best['kl']:.2f} nats" if best else "–"

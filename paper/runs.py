@@ -101,7 +101,7 @@ def run(question, name, script, setup, seed, steps, *words, needs=(), cost=1, **
     at = [step for step in EVAL_AT if step < steps]
     told = (f"{script}.py", "--setup", setup.folder, "--seed", seed, "--steps", steps)
     told = map(str, (*told, "--eval-every", steps, "--eval-at", *at, *words))
-    a_step = SECONDS.get(script.rpartition("_")[2], SECONDS["online"])  # of any name: a reader's
+    a_step = SECONDS.get(script.rpartition("_")[2], SECONDS["online"])  # a reader's has any name
     spent = BEGIN + ((len(at) + 2) * EVALUATION + steps * a_step) * cost, steps * cost
     return Job(f"{seed}__{name}", tuple(told), question, (setup, *needs), *spent, **kept)
 
