@@ -26,7 +26,7 @@ from paper.statistics import AT, BUDGETS, BY, Arms, Report, T, gather, sides
 
 SEEDS, PILOT_SEEDS = (11, 12, 13, 14, 15), (100, 101)
 FEWER_SEEDS = SEEDS[:3]  # of the secondary questions, which use these runs too
-STEPS = 1600  # 800, where the pilot says that they do
+STEPS = 1600  # the pilot says that 800 do not do
 RATES = (0.3, 1)  # times the default
 BETAS = {"ipo": (0.02, 0.05, 0.1), "dpo": (0.2, 1), "slic": (0.1, 0.5)}
 RLOO_BETAS = (0.2, 1)  # h is drawn to margin / beta: as far as IPO at 0.02 and 0.1
