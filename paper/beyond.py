@@ -117,6 +117,9 @@ def distance_report(made: Report) -> None:
         leads = [made.lead(f"m = {m:g}, {arm}", f"m = {m:g}, offline", "golden") for m in MOODS]
         growth = {seed: leads[-1][seed] - leads[0][seed] for seed in leads[0] if seed in leads[-1]}
         made.claim("", f"{arm}: the lead {text} with the distance", sign, growth)
+    farthest = f"m = {min(MOODS):g}"
+    arms = f"{farthest}, {PROXY}", f"{farthest}, offline"
+    made.ahead("", f"{arms[0]}: it is behind offline", -1, *arms)
 
     other = Report("", gather(robustness, swept.FEWER_SEEDS), made.pictures)
     for case in (f"proxy of {pairs:,} pairs" for pairs in FEWER):
