@@ -121,27 +121,26 @@ def classification_report(made: Report) -> None:
     title = "Who tells the better of the pairs that online samples?"
     made.draw({"": curves}, "classification", title, (0.5, "chance"), **axis)
 
-    columns = "accuracy", "chosen_logratio", "rejected_logratio", "win_rate"
+    columns = {"accuracy": "accuracy on D_golden", "win_rate": "win rate, golden"}
+    columns |= {f"{one}_logratio": f"log-ratio of {one}, nats" for one in ("chosen", "rejected")}
     last = {
         arm: {seed: results[0]["evals"][-1] for seed, results in made.groups[arm].items()}
         for arm in METHODS
     }
-    lines = [
-        [
-            arm,
-            *(made.cell(arm, name, {s: row[name] for s, row in rows.items()}) for name in columns),
-        ]
-        for arm, rows in last.items()
-    ]
-    made.table([f"after {SHORT} steps", *columns], lines)
+    lines = []
+    for arm, rows in last.items():
+        values = {text: {s: row[name] for s, row in rows.items()} for name, text in columns.items()}
+        lines.append([arm, len(rows), *(made.cell(arm, *one) for one in values.items())])
+    made.table([f"after {SHORT} steps", "seeds", *columns.values()], lines)
     proxy = {seed: right["proxy"] for seed, right in found.items()}
     decay = {seed: mean(right[-2:]) - mean(right[:2]) for seed, right in proxy.items()}
-    made.claim("6", "the proxy's accuracy falls: last fifth of the run less first", -1, decay)
-    says = ("accuracy", 1, "is higher offline"), ("chosen_logratio", -1, "is lower offline")
+    made.claim("6", "the proxy's accuracy falls: last fifth less first", -1, decay)
+    says = [("accuracy", 1, "accuracy on D_golden is higher offline than online")]
+    says += [("chosen_logratio", -1, "chosen responses' log-ratio is lower offline than online")]
     for name, sign, text in says:
         online = {seed: row[name] for seed, row in last[ONLINE].items()}
         apart = {s: row[name] - online[s] for s, row in last[OFFLINE].items() if s in online}
-        made.claim("8", f"{name} {text}", sign, apart)
+        made.claim("8", text, sign, apart)
     seven = {}
     for seed, results in made.groups[SETTINGS].items():
         rows = [row for result in results for row in result["evals"] if row["step"] >= 80]

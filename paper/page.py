@@ -77,7 +77,7 @@ def main(args: Args) -> None:
     card = Report("scorecard", {}, path.parent)
     for name, question in QUESTIONS.items():
         groups = gather(question.arms, question.seeds, question.until)
-        made = Report(name, groups, path.parent / "pictures")
+        made = Report(name, groups, path.parent / "pictures", len(question.seeds))
         question.report(made)
         jobs = flat(question.arms, question.seeds)
         there = sum(job.result.exists() for job in jobs)
@@ -85,6 +85,9 @@ def main(args: Args) -> None:
             made.parts.insert(0, f"Not complete: {there} of {len(jobs)} runs have been made.")
         for arm, by, k in product(groups, BY, BUDGETS):
             made.cell(arm, f"win rate, {by}", made.won(arm, by, k), at=k)
+        if made.claims:
+            lines = (f"- {text}: **{verdict}**" for _, text, *_, verdict in made.claims)
+            made.parts.insert(0, "\n".join(lines))
         parts[name], rows = made.parts, rows + made.numbers
         card.claims += made.claims
     head = "figure", "claim", "effect, by golden", "by truth", "seeds", "did it come out?"

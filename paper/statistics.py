@@ -34,7 +34,7 @@ Groups = dict[str, dict[int, list[dict]]]  # {arm: {seed: their results}}
 def flat(arms: Callable[[int], Arms], seeds: Iterable[int]) -> list[Job]:
     """The jobs of all arms, setting by setting, so that an early end leaves whole settings."""
     by_seed = [[job for jobs in arms(seed).values() for job in jobs] for seed in seeds]
-    return [job for same in zip_longest(*by_seed) for job in same if job]
+    return [*dict.fromkeys(job for same in zip_longest(*by_seed) for job in same if job)]
 
 
 def gather(arms: Callable[[int], Arms], seeds: Iterable[int], until: int | None = SHORT) -> Groups:
@@ -101,8 +101,8 @@ class Question(NamedTuple):
 class Report:
     """What a question writes: pictures, and parts of the page in Markdown."""
 
-    def __init__(self, question: str, groups: Groups, pictures: Path):
-        self.question, self.groups, self.pictures = question, groups, pictures
+    def __init__(self, question: str, groups: Groups, pictures: Path, seeds: int = 2):
+        self.question, self.groups, self.pictures, self.seeds = question, groups, pictures, seeds
         self.parts: list[str] = []
         self.claims: list[list] = []  # rows of the scorecard
         self.numbers: list[tuple] = []  # rows of the CSV file
@@ -147,15 +147,18 @@ class Report:
             first, second = self.won(one, by), self.won(other, by)
             if first or second or by == "golden":  # there may be no ground-truth score
                 leads = [told(self.lead(one, other, by, k), "+") for k in budgets]
-                lines.append([one, by, told(first), other, told(second), *leads])
-        head = ["arm", "by", f"at {AT} nats", "against", f"at {AT} nats"]
-        self.table([*head, *(f"ahead at {k} nats" for k in budgets)], lines)
+                seeds = len(self.lead(one, other, by))
+                lines.append([one, by, told(first), other, told(second), seeds, *leads])
+        head = ["arm", "by", f"at {AT} nats", "against", f"at {AT} nats", "seeds"]
+        self.table([*head, *(f"ahead at {k} nat{'s' * (k > 1)}" for k in budgets)], lines)
 
     def claim(self, figure: str, text: str, sign: int, golden: dict, truth: dict | None = None):
         """A row of the scorecard: a claim, and its effect on each seed, a difference. sign: of the
-        effect that is claimed, 0 where none is. The interval by golden decides."""
+        effect that is claimed, 0 where none is. The interval by golden decides, over all seeds."""
         verdict = "not made yet"
-        if len(golden) > 1:
+        if 0 < len(golden) < self.seeds:
+            verdict = f"{len(golden)} of {self.seeds} seeds so far"
+        elif golden:
             centre, half = interval([*golden.values()])
             verdict = "yes" if centre * sign > 0 else "no"
             if abs(centre) <= half:
@@ -171,12 +174,17 @@ class Report:
 
     def curves(self, arms: Iterable[str], title: str, name: str = "") -> None:
         """Win rate as a function of the KL budget, a line an arm, by golden and by ground truth."""
+        places = {0.25: 0} | {k: k for k in BUDGETS}  # a log axis has no 0, which is SFT
         panels = {
-            text: {arm: {k: [*self.won(arm, by, k).values()] for k in BUDGETS} for arm in arms}
+            text: {
+                arm: {x: [*self.won(arm, by, k).values()] for x, k in places.items()}
+                for arm in arms
+            }
             for by, text in BY.items()
         }
         axis = {"xlabel": "KL budget in nats, log scale", "ylabel": "win rate over the baseline"}
-        axis |= {"xscale": "log", "xticks": BUDGETS, "xticklabels": BUDGETS}
+        axis |= {"ylim": (0, 1), "xscale": "log"}  # the scale first: it sets ticks of its own
+        axis |= {"xticks": [*places], "xticklabels": ["SFT", *BUDGETS]}
         self.draw(panels, name or self.question, title, (0.5, "parity"), **axis)
 
     @plt.rc_context({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})

@@ -98,14 +98,18 @@ def pilot_report(made: Report) -> None:
     if apart:
         far, where = max(apart)
         verdict = "800 steps do" if far <= 0.02 else "800 steps do not do"
-        text = f"Frontiers up to 8 nats are at most {far:.3f} apart ({where}): {verdict}."
-        made.parts.append(text)
+        text = f"Frontiers up to 8 nats, means over two seeds, are at most {far:.3f} apart"
+        made.parts.append(f"{text} ({where}): {verdict}.")
     for by in BY:
         leads = [made.lead(*pair, by) for pair in sides(made.groups)]
         if min(map(len, leads)) == len(PILOT_SEEDS):
             spread = sqrt(mean(variance(lead.values()) for lead in leads))
             smallest = T[len(SEEDS) - 2] * spread / sqrt(len(SEEDS))
-            made.parts.append(f"Five seeds decide a difference of {smallest:.3f}, {by}.")
+            text = (
+                f"If they spread so, five seeds decide a difference of {smallest:.3f} at {AT} nats"
+            )
+            made.parts.append(f"{text}, {by}.")
+    made.budgets(sides(made.groups), (1, 2, AT, 8))
 
 
 def report(made: Report) -> None:
