@@ -19,7 +19,7 @@ from math import expm1, log
 
 from common import fail
 from paper import swept
-from paper.statistics import Arms, Report
+from paper.statistics import AT, Arms, Report, told
 
 
 @dataclass
@@ -70,11 +70,12 @@ def report(made: Report) -> None:
                 measure = ("KL, nats", "mean h, nats")[i]
                 real = made.cell(f"{row[0]}, beta {row[1]}", measure, values[row[1]])
                 row += [f"{asked[row[1]][i]:.2f}", real]
-        lines += rows
+        lines += [[*row, told(made.won(f"{side}, {row[1]}", "golden"))] for row in rows]
     axis = {"xlabel": "beta", "xticks": betas}
     made.draw(panels, "optimum", "IPO: where its loss leads, and where runs end", None, **axis)
-    lines.append(["DPO, hard labels", "any", "no finite optimum", "", "no finite optimum", ""])
-    head = "loss", "beta", "KL, nats", "measured", "mean h on D_golden, nats", "measured"
+    lines.append(["DPO, hard labels", "any", "no finite optimum", "", "no finite optimum", "", ""])
+    head = ["loss", "beta", "KL, nats", "measured", "mean h on D_golden, nats", "measured"]
+    head += [f"win rate at {AT} nats, golden"]
     made.table(head, lines, "Runs at the lowest learning rate, after the last step.")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tyro
 
-from common import fail
+from common import check_ranges, fail
 from paper import beyond, board, hypotheses, optimum, runs, swept
 from paper.statistics import BUDGETS, BY, Question, Report, flat, gather
 
@@ -44,8 +44,6 @@ class RunArgs:
     distance, stories, board; none: print what each costs, and make nothing"""
     jobs: int = 2
     """runs at a time, each on one core"""
-    limit_hours: float = float("inf")
-    """end after so many hours; what is under way then continues with the next call"""
 
 
 @dataclass
@@ -57,8 +55,7 @@ class Args:
 def run(args: RunArgs) -> None:
     if unknown := set(args.questions) - QUESTIONS.keys():
         fail(f"{min(unknown)}: no such question; there are {', '.join(QUESTIONS)}")
-    if args.jobs < 1 or not args.limit_hours > 0:
-        fail("--jobs must be 1 or more, --limit-hours above 0")
+    check_ranges(args)
     wanted, counted = [], 0.0
     for name in args.questions or QUESTIONS:
         jobs = flat(QUESTIONS[name].arms, QUESTIONS[name].seeds)
@@ -69,7 +66,7 @@ def run(args: RunArgs) -> None:
         counted = hours
     print(f"together about {counted:.1f} core-hours, {counted / args.jobs:.1f} hours", flush=True)
     if args.questions:
-        runs.make(wanted, args.jobs, args.limit_hours)
+        runs.make(wanted, args.jobs)
 
 
 def main(args: Args) -> None:
@@ -90,7 +87,7 @@ def main(args: Args) -> None:
             made.parts.insert(0, "\n".join(lines))
         parts[name], rows = made.parts, rows + made.numbers
         card.claims += made.claims
-    head = "figure", "claim", "effect, by golden", "by truth", "seeds", "did it come out?"
+    head = "paper's figure", "claim", "effect, by golden", "by truth", "seeds", "did it come out?"
     card.table(head, card.claims)
     text = Path(__file__).with_name("findings.md").read_text()
     for name, some in (parts | {"scorecard": card.parts}).items():

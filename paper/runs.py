@@ -185,12 +185,12 @@ def last_line(log: str) -> str:
     return next((x for x in reversed(lines) if x.strip() and "%|" not in x), "").strip()
 
 
-def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> None:
-    """Make the jobs that are missing, `workers` at a time, and end after `hours`.
+def make(jobs: Iterable[Job], workers: int = 2) -> None:
+    """Make the jobs that are missing, `workers` at a time.
 
     Where one fails, those that need it are left out, and the program ends with a line.
     """
-    planned, running, failed, began = plan(jobs), {}, [], time.time()
+    planned, running, failed = plan(jobs), {}, []
     waiting, code = list(planned), source(planned)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: ended; the same call continues"))
     try:
@@ -205,9 +205,6 @@ def make(jobs: Iterable[Job], workers: int = 2, hours: float = float("inf")) -> 
             if not running:
                 break  # what waits needs a job that failed
             time.sleep(0.1)
-            if time.time() - began > 3600 * hours:
-                print(f"{hours:g} hours are over; the same call continues")
-                return
             ended = [job for job, (process, _) in running.items() if process.poll() is not None]
             for job in ended:
                 process, since = running.pop(job)

@@ -162,7 +162,7 @@ class Report:
             centre, half = interval([*golden.values()])
             verdict = "yes" if centre * sign > 0 else "no"
             if abs(centre) <= half:
-                verdict = "undecided" if sign else "no difference seen"
+                verdict = "undecided" if sign else "consistent"
         effects = {"effect, golden": golden, "effect, truth": truth or {}}
         cells = [self.cell(text, name, effect, "+") for name, effect in effects.items() if effect]
         cells += [""] * (2 - len(cells))
@@ -201,7 +201,9 @@ class Report:
         for axes, (panel, lines) in zip(all_axes[0], panels.items()):
             for (arm, line), (color, dashes, marker) in zip(lines.items(), STYLES):
                 points = sorted((x, *interval(values)) for x, values in line.items() if values)
-                xs, centre, half = ([point[i] for point in points] for i in range(3))
+                if not points:
+                    continue
+                xs, centre, half = zip(*points)
                 low, high = ([c + s * h for c, h in zip(centre, half)] for s in (-1, 1))
                 style = {"color": color, "linestyle": dashes if join else "", "marker": marker}
                 axes.plot(xs, centre, label=arm, markersize=5, markerfacecolor="none", **style)

@@ -97,17 +97,15 @@ def pilot_report(made: Report) -> None:
             apart.append((abs(gap), f"{arm}, {by}, {k:g} nats"))
     if apart:
         far, where = max(apart)
-        verdict = "800 steps do" if far <= 0.02 else "800 steps do not do"
+        verdict = "enough" if far <= 0.02 else "not enough"
         text = f"Frontiers up to 8 nats, means over two seeds, are at most {far:.3f} apart"
-        made.parts.append(f"{text} ({where}): {verdict}.")
+        made.parts.append(f"{text} ({where}): 800 steps are {verdict}.")
     for by in BY:
         leads = [made.lead(*pair, by) for pair in sides(made.groups)]
         if min(map(len, leads)) == len(PILOT_SEEDS):
             spread = sqrt(mean(variance(lead.values()) for lead in leads))
             smallest = T[len(SEEDS) - 2] * spread / sqrt(len(SEEDS))
-            text = (
-                f"If they spread so, five seeds decide a difference of {smallest:.3f} at {AT} nats"
-            )
+            text = f"With this spread, five seeds can decide a lead of {smallest:.3f} at {AT} nats"
             made.parts.append(f"{text}, {by}.")
     made.budgets(sides(made.groups), (1, 2, AT, 8))
 
