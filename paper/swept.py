@@ -116,7 +116,8 @@ def report(made: Report) -> None:
         arms = [f"{NAMES[loss]}, {side}" for side in SIDES]
         beside = ["RLOO, online"] if loss == "dpo" else []
         made.curves(arms + beside, title, f"frontier_{loss}")
-    made.budgets(sides(made.groups), (1, 2, 3, AT, 8))
+    pairs = [*sides(made.groups), ("RLOO, online", "DPO, online")]
+    made.budgets(pairs, (1, 2, 3, AT, 8))
     for name in map(NAMES.get, BETAS):
         made.ahead("1", f"{name}: online is ahead", 1, f"{name}, online", f"{name}, offline")
     lines = []
