@@ -135,9 +135,9 @@ def classification_report(made: Report) -> None:
     made.table([f"after {SHORT} steps", "seeds", *columns.values()], lines)
     proxy = {seed: right["proxy"] for seed, right in found.items()}
     decay = {seed: mean(right[-2:]) - mean(right[:2]) for seed, right in proxy.items()}
-    made.claim("6", "the proxy's accuracy falls: last fifth less first", -1, decay)
-    says = [("accuracy", 1, "accuracy on D_golden is higher offline")]
-    says += [("chosen_logratio", -1, "chosen responses' log-ratio, nats, is lower offline")]
+    made.claim("6", "the proxy's accuracy falls: last minus first fifth", -1, decay)
+    says = [("accuracy", 1, "accuracy on D_golden: offline less online is positive")]
+    says += [("chosen_logratio", -1, "log-ratio of chosen, nats: offline less online is negative")]
     for name, sign, text in says:
         online = {seed: row[name] for seed, row in last[ONLINE].items()}
         apart = {s: row[name] - online[s] for s, row in last[OFFLINE].items() if s in online}

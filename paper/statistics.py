@@ -157,7 +157,7 @@ class Report:
         effect that is claimed, 0 where none is. The interval by golden decides, over all seeds."""
         verdict = "not made yet"
         if 0 < len(golden) < self.seeds:
-            verdict = f"{len(golden)} of {self.seeds} seeds so far"
+            verdict = f"not decided yet: {len(golden)} of {self.seeds} seeds"
         elif golden:
             centre, half = interval([*golden.values()])
             verdict = "yes" if centre * sign > 0 else "no"

@@ -118,7 +118,7 @@ def test_the_verdict_on_a_claim():
     made = statistics.Report("question", {}, Path(), 3)
     ahead, level, one = {1: 0.10, 2: 0.11, 3: 0.12}, {1: -0.1, 2: 0, 3: 0.1}, {1: 0.2}
     asked = {"yes": (ahead, 1), "no": (ahead, -1), "undecided": (level, 1)}
-    asked |= {"consistent": (level, 0), "1 of 3 seeds so far": (one, 1)}
+    asked |= {"consistent": (level, 0), "not decided yet: 1 of 3 seeds": (one, 1)}
     asked |= {"not made yet": ({}, 1)}
     for effect, sign in (*asked.values(), (ahead, 0)):
         made.claim("1", "text", sign, effect, level)
@@ -203,7 +203,7 @@ def test_the_page(place, capsys):
     cells = "0.325 [0.325, 0.325] | DPO, offline | 0.500 [0.500, 0.500] |"
     assert f"| DPO, online | golden | {cells}" in text and "not made yet" not in text
     assert "Not complete" not in text
-    assert "| 6 | the proxy's accuracy falls: last fifth less first | +0.400" in text
+    assert "| 6 | the proxy's accuracy falls: last minus first fifth | +0.400" in text
     assert "| 1 | DPO: online is ahead | -0.175 [-0.175, -0.175] * |" in text
     cells = "3 | 0.250 [0.250, 0.250] | -0.075 [-0.075, -0.075] * |"
     assert f"| offline, D_golden | online | {cells}" in text
