@@ -1,8 +1,7 @@
 """Hybrid IPO: one part of each batch was collected beforehand, the other has just been sampled.
 
-The loss, what a run logs, what to expect: docs/ipo.md. The siblings: all pairs of
-ipo_offline.py are of the first kind, all of ipo_online.py of the second. Copy this file and
-common.py into your own project and change what you like: it is meant to be read, not imported.
+It stands between ipo_offline.py and ipo_online.py: docs/ipo.md has the loss and what to expect.
+Copy this file and common.py into your own project: they are meant to be read, not imported.
 """
 
 import copy
@@ -413,6 +412,7 @@ def main(args: Args) -> None:
         save_policy(out / "policy", model, tokenizer)
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
         print(f"wrote {out}")
+    policy, optimizer = accelerator.free_memory(policy, optimizer)  # DDP first, or gloo may hang
     accelerator.end_training()
 
 

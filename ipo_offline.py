@@ -385,6 +385,7 @@ def main(args: Args) -> None:
         save_policy(out / "policy", model, tokenizer)
         shutil.rmtree(out / "checkpoint", ignore_errors=True)
         print(f"wrote {out}")
+    policy, optimizer = accelerator.free_memory(policy, optimizer)  # DDP first, or gloo may hang
     accelerator.end_training()
 
 
