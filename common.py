@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 from unicodedata import normalize
@@ -40,8 +41,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 
 class Prompt(list):
-    """A prompt's ids. A conversation's messages come along, for a preference model with a chat
-    template of its own."""
+    """A prompt's ids. messages: a conversation, for a preference model with its own template."""
 
     messages: list[dict] | None = None
 
@@ -337,11 +337,12 @@ def load_pairs(source: str, tokenizer, limits, on_bad_row, split="train", prompt
     for pair in pairs:
         value = rows[pair["row"]].get("margin")
         pair["margin"] = value if type(value) in (int, float) else math.nan
-        for name in ("prompt", *names):
-            kind, limit = ("prompt", limits[0]) if name == "prompt" else ("response", limits[1])
+    for kind, limit, some in (("prompt", limits[0], ["prompt"]), ("response", limits[1], names)):
+        longest = max((len(pair[name]) for pair in pairs for name in some), default=0)
+        for pair, name in product(pairs, some):
             if len(pair[name]) > limit:
-                why = f"{name} has {len(pair[name])} tokens, --max-{kind}-tokens is {limit}"
-                bad.setdefault(pair["row"], why)
+                told = f"--max-{kind}-tokens is {limit}, the longest has {longest}"
+                bad.setdefault(pair["row"], f"{name} has {len(pair[name])} tokens, {told}")
     if bad:
         first, count = f"row {min(bad)}: {bad[min(bad)]}", f"{len(bad)} of {len(rows)} rows"
         if on_bad_row == "error":
@@ -391,8 +392,7 @@ def encoded_pairs(rows: list[dict], tokenizer, names: tuple) -> tuple[list[dict]
 
 
 def saved_pairs(rows: list[dict], tokenizer) -> tuple[list[dict], dict]:
-    """What encoded_pairs returns, of rows that an online run saved as ids. Here chosen and rejected
-    may be equal."""
+    """As encoded_pairs, of rows that an online run saved as ids. Both responses may be equal."""
     pairs, bad, count = [], {}, getattr(tokenizer, "embeddings", len(tokenizer))
     for number, row in enumerate(rows):
         pair = {name: row.get(f"{name}_ids") for name in ("prompt", "chosen", "rejected")}

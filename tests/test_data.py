@@ -285,8 +285,8 @@ BAD = [  # what is said, and what is wrong with a good row
     ("chosen is blank, or no text", {"chosen": said("assistant", "e")}),  # rejected is one
     ("its tokens read '<pad>c' where it has 'zc'", {"chosen": "azc"}),
     ("prompt has no tokens", {"prompt": "\u200b"}),
-    ("chosen has 9 tokens, --max-response-tokens is 8", {"chosen": "abcdabcd"}),
-    ("prompt has 9 tokens, --max-prompt-tokens is 8", {"prompt": "abcdabcda"}),
+    ("tokens is 8, the longest has 10", {"chosen": "abcdabcd", "rejected": "a" * 9}),
+    ("prompt has 9 tokens, --max-prompt-tokens is 8, the longest has 9", {"prompt": "abcdabcda"}),
     ("chosen_finished must be true or false", {"chosen_finished": "false"}),
     ("rejected_finished must be true or false", {"rejected_finished": 0}),
     ("chosen has a token in its text that ends a response", {"chosen": "a<eos>b"}),
