@@ -92,13 +92,14 @@ def main(args: Args) -> None:
     text = Path(__file__).with_name("findings.md").read_text()
     for name, some in (parts | {"scorecard": card.parts}).items():
         text = text.replace(f"<!-- {name} -->", "\n\n".join(some))
+    results = [json.loads(file.read_text()) for file in runs.RESULTS.rglob("*.json")]
+    revisions = {result["revision"] for result in results}
+    text = text.replace("<!-- revision -->", ", ".join(sorted(revisions)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     with open(path.with_suffix(".csv"), "w", newline="") as file:
         head = "question", "arm", "seed", "measure", "at", "value"
         csv.writer(file).writerows([head, *rows])
-    results = [json.loads(file.read_text()) for file in runs.RESULTS.rglob("*.json")]
-    revisions = {result["revision"] for result in results}
     print(f"wrote {path}, and {len(rows)} numbers of {len(results)} results beside it")
     if len(revisions) > 1:
         print(f"they were made by {len(revisions)} versions of the code, which may not compare")

@@ -40,6 +40,8 @@ SCRIPTS += tuple(f"{loss}_{side}.py" for loss in MARKERS for side in ("offline",
 # Steps of evaluations: dense early, where a run moves fastest. The last step is added.
 EVAL_AT = (5, 10, 20, 40, 80, 120, 160, 240, 320, 400, 560, 800, 1000, 1200, 1600)
 SHORT = 400  # steps of most secondary runs; of a longer run's saved pairs those of its first SHORT
+# Code with the same numbers, to the bit, as the code that made the results: {its hash: the other}
+SAME = {"14b5df698d": "e6dd738848"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def source(jobs: Iterable[Job] = ()) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()[:10]
 
 
-revision = cache(source)  # of ours, once
+@cache
+def revision() -> str:
+    """The name of our code in results."""
+    return SAME.get(source(), source())
 
 
 def setup(name: str, seed: int, *words, needs=(), seconds: float = SETUP) -> Job:
