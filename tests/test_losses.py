@@ -68,7 +68,7 @@ def test_best_of_2_sees_the_chosen_response_alone(script):
 TRL_NAMES = {"ipo": "ipo", "dpo": "sigmoid", "slic": "hinge"}
 
 
-@pytest.mark.parametrize("script", CONTRASTIVE)
+@pytest.mark.parametrize("script", [x for x in CONTRASTIVE if x.split("_")[0] in TRL_NAMES])
 def test_loss_and_gradient_are_those_of_trl(script, tmp_path):
     """DPOTrainer on the same pairs. Its IPO divides each log-ratio by the response's length."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
