@@ -58,7 +58,7 @@ def load_tokenizer(source: str):
         fail(f"{source}: its tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.turn_end, told = tokenizer.eos_token_id, ""
+    tokenizer.turn_end, told = tokenizer.eos_token_id, ""  # write_turn reads it
     talk = [{"role": role, "content": "Four."} for role in ("system", "user", "assistant")]
     for turns in (talk, talk[1:]):
         with contextlib.suppress(Exception):  # no chat template, or one that wants other messages
@@ -331,9 +331,10 @@ def load_pairs(source: str, tokenizer, limits, on_bad_row, split="train", prompt
         names = ()
     if "chosen_ids" in columns:
         pairs, bad = saved_pairs(rows, tokenizer)
-        on_bad_row = "error"  # a replay needs every row
+        on_bad_row, advice = "error", "a replay needs every row"
     else:
         pairs, bad = encoded_pairs(rows, tokenizer, names)
+        advice = "--on-bad-row skip leaves them out"
     for pair in pairs:
         value = rows[pair["row"]].get("margin")
         pair["margin"] = value if type(value) in (int, float) else math.nan
@@ -346,8 +347,7 @@ def load_pairs(source: str, tokenizer, limits, on_bad_row, split="train", prompt
     if bad:
         first, count = f"row {min(bad)}: {bad[min(bad)]}", f"{len(bad)} of {len(rows)} rows"
         if on_bad_row == "error":
-            told = "--on-bad-row skip leaves them out; a replay needs them all"
-            fail(f"{source}: {first} ({count} cannot be used; {told})")
+            fail(f"{source}: {first} ({count} cannot be used, counted from 0; {advice})")
         PartialState().print(f"{source}: {count} left out, the first is {first}")
     kept = [pair for pair in pairs if pair["row"] not in bad]
     return kept or fail(f"{source}: no usable row")
@@ -829,12 +829,12 @@ def run_command(main, args) -> None:
     try:
         main(args)
     except KeyboardInterrupt:
-        fail("interrupted; the same command with --resume continues a run")
+        fail("interrupted; repeat the command to continue, a run's with --resume")
     except (OSError, EOFError, safetensors.SafetensorError) as error:
         fail(f"a file could not be read or written ({first_line(error)})")
     except RuntimeError as error:
         known = {
-            "memory": "lower --micro-batch-size, --eval-batch-size or the --max-...-tokens",
+            "memory(?! acc)": "lower --micro-batch-size, --eval-batch-size or a --max-...-tokens",
             "gloo|NCCL": "another process of this run has ended; --resume continues the run",
             "StreamReader|weights_only": "the checkpoint is damaged; begin a new run",
             "StreamWriter|iostream error|inline_container": "a file could not be written",
@@ -912,7 +912,7 @@ def begin_run(args, script: str, pairs: list[dict]) -> tuple[int, str]:
         around = {"git_revision": git_revision(), "python": sys.version.split()[0]}
         around |= {"torch": torch.__version__, "transformers": transformers.__version__}
         around |= {"threads": torch.get_num_threads(), "device": state.device.type}
-        around |= {"processes": state.num_processes}
+        around |= {"processes": state.num_processes, "micro_batch_size": args.micro_batch_size}
         now = json.loads(json.dumps(now | around))  # as it will be read
         was = read_record(args) or now  # again: another process may have begun here meanwhile
         names = [name for name in now if name not in FREE and was.get(name) != now[name]]

@@ -62,7 +62,7 @@ class Args:
     out: str | None = None
     """folder of this run (if not given: runs/SETUP/SCRIPT__SEED)"""
     resume: bool = False
-    """continue the run in --out from its last checkpoint"""
+    """continue the run in --out from its last checkpoint; where there is no run, begin one"""
     seed: int = 1
     """seed of the order of the data and of every sampled token"""
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -83,13 +83,13 @@ class Args:
     """share of each batch whose pairs are read; to the other prompts responses are sampled"""
     sync_every: int = 1
     """sample the batches of this many steps at once, before the first of them: 1 is on-policy,
-    --steps samples all from the reference"""
+    --steps samples all from the reference; only its multiples have a checkpoint"""
     micro_batch_size: int = 16
-    """pairs whose logits are in memory at a time, in each process; no number depends on it"""
+    """pairs whose logits are in memory at a time, in each process: it changes rounding alone"""
     gradient_checkpointing: bool = False
     """compute each layer again in the backward pass: less memory, a third more time"""
     fast: bool = False
-    """sample by fast.py: the same tokens, faster on a GPU (CUDA graphs)"""
+    """sample by fast.py: the same tokens but for rounding, faster on a GPU (CUDA graphs)"""
     max_prompt_tokens: int = 16
     """longest prompt, in tokens; a longer one is a bad row, never cut (paper: 1,024)"""
     max_response_tokens: int = 33
@@ -150,7 +150,7 @@ def sample(model, prompts: list[list[int]], uniforms: torch.Tensor, ends: list[i
 def response_logprobs(model, ids: torch.Tensor, width: int) -> torch.Tensor:
     """(N, W, V) log-probabilities of every possible token at the last W columns of (N, L) ids.
 
-    Padding is on the right, where causal attention never looks: it needs no mask.
+    A column's logits predict the next one. Padding is on the right: causal attention never sees it.
     """
     logits = model(ids, use_cache=False, logits_to_keep=width + 1).logits[:, :-1]
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(2)
@@ -358,17 +358,17 @@ def main(args: Args) -> None:
         for i in range(0, share, args.micro_batch_size):
             part = by_length[i : i + args.micro_batch_size]
             both = [chosen[j] for j in part] + [rejected[j] for j in part]
-            batch = collate([prompts[j] for j in part] * 2, both, accelerator.device)
+            inputs = collate([prompts[j] for j in part] * 2, both, accelerator.device)
             with accelerator.autocast():
-                policy_chosen, policy_rejected = sequence_logprob(policy, *batch).chunk(2)
+                policy_chosen, policy_rejected = sequence_logprob(policy, *inputs).chunk(2)
             with accelerator.autocast(), torch.no_grad():
-                reference_chosen, reference_rejected = sequence_logprob(reference, *batch).chunk(2)
+                reference_chosen, reference_rejected = sequence_logprob(reference, *inputs).chunk(2)
             logprobs = policy_chosen, policy_rejected, reference_chosen, reference_rejected
             losses = preference_loss(*logprobs, args.beta)
             accelerator.backward(losses.sum() / share)  # DDP takes the mean over processes
             results.append(torch.stack([losses, *logprobs], 1).detach())  # (b, 5)
         policy.eval()
-        max_norm = args.max_grad_norm or math.inf
+        max_norm = args.max_grad_norm or math.inf  # inf: the norm is measured, nothing is clipped
         grad_norm = accelerator.clip_grad_norm_(policy.parameters(), max_norm).item()
 
         # ---- what happened, from all processes: the policy before the update

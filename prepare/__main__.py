@@ -1,4 +1,4 @@
-r"""Make a setup, the folder that every script starts from: the reviews task, or your own data.
+"""Make a setup, the folder that every script starts from: the reviews task, or your own data.
 
     python -m prepare --out setups/reviews                                the reviews task
     python -m prepare --out setups/mine --model MODEL --dataset PAIRS     your own
@@ -8,11 +8,6 @@ that runs start from; golden/, the golden preference model, which stands for the
 the same pairs with its labels; proxy/, the proxy preference model, which learns from those;
 baseline/, the baseline policy (online IPO, labelled by golden/) and its responses, for win rates.
 A stage that is there is skipped: repeat an interrupted call, and it continues.
-
-Data with less praise, measured by another setup's golden preference model and baseline policy:
-
-    python -m prepare --out setups/gloomy --mood 0.25 --baseline setups/reviews/baseline \
-        --golden-model setups/reviews/golden --golden-steps 0
 """
 
 import json
@@ -136,7 +131,7 @@ def make_baseline(args: Args) -> None:
 
 def keep_baseline(args: Args) -> None:
     """Write baseline/: a copy of --baseline, whose held-out prompts must be held out here too."""
-    _, tokenizer = common.load_policy(args.baseline, tokens=1)  # nothing is sampled from it here
+    tokenizer = common.load_tokenizer(args.baseline)
     rows = common.load_rows(f"{args.baseline}/responses.jsonl")
     held_out = {str(row.get("prompt")) for row in rows if row.get("split") == "test"}
     pairs = load_split(f"{args.out}/d_initial", "train", tokenizer, args)
@@ -147,11 +142,15 @@ def keep_baseline(args: Args) -> None:
 
 
 def main(args: Args) -> None:
-    common.check_ranges(args, zero=("seed", "sft_steps", "golden_steps", "proxy_steps"))
+    common.check_ranges(args, zero=("seed", "sft_steps", "golden_steps"))
     if args.mood > 1:
         common.fail(f"--mood {args.mood}: must be at most 1")
     if (args.model is None) != (args.dataset is None):
         common.fail("--model and --dataset go together: both, or neither for the reviews task")
+    if not args.golden_steps and args.golden_model is None:
+        common.fail("--golden-steps 0: needs --golden-model, a preference model that is trained")
+    for name in filter(None, (args.model, args.golden_model)):
+        common.load_tokenizer(name)  # a wrong name ends here, before anything is written
     out, unchecked = Path(args.out), ("out", "on_bad_row", "eval_batch_size")
     asked = record = {name: value for name, value in asdict(args).items() if name not in unchecked}
     if (out / "prepare.json").exists():

@@ -170,12 +170,12 @@ def test_a_loss_that_is_no_number_names_its_step(setup, tmp_path):
     assert re.search(r"\nerror: step [12]: the .*(nan|inf).*; lower --learning-rate.*\n$", told)
 
 
-LOWER = "lower --micro-batch-size, --eval-batch-size or the --max-...-tokens$"
+LOWER = "lower --micro-batch-size, --eval-batch-size or a --max-...-tokens$"
 ENDS = {
     f"CUDA out of memory: {LOWER}": torch.OutOfMemoryError("CUDA out of memory"),
     "another process of this run has ended; --resume": RuntimeError("[gloo/pair] closed"),
     r"a file could not be read or written \(.*No space left": OSError(28, "No space left"),
-    "interrupted; the same command with --resume continues": KeyboardInterrupt(),
+    "interrupted; repeat the command to continue, a run.s with --resume": KeyboardInterrupt(),
 }
 
 
@@ -185,6 +185,8 @@ def test_what_no_program_can_prevent_ends_in_one_line():
     for message, error in ENDS.items():
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):
             common.run_command(Mock(side_effect=error), None)
+    with pytest.raises(RuntimeError, match="illegal memory access"):  # a bug, no lack of memory
+        common.run_command(Mock(side_effect=RuntimeError("an illegal memory access")), None)
 
 
 NO_NETWORK = """
@@ -274,6 +276,11 @@ def test_prepare_writes_over_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     done = call("-m", "prepare", "--out", tmp_path / "few", "--pairs", 9, code=1)
     assert done.stderr.startswith("error: --pairs 9: must be 10 or more")
+    for name, value in (("--golden-steps", 0), ("--golden-model", tmp_path / "nowhere")):
+        done = call("-m", "prepare", "--out", tmp_path / "new", name, value, code=1)
+        told = ("--golden-steps 0: needs --golden-model", f"{tmp_path}/nowhere: there is no such")
+        assert done.stderr.startswith(tuple(f"error: {one}" for one in told))
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_stage_that_diverges_is_not_kept(setup, tmp_path):

@@ -155,7 +155,7 @@ def test_stopped_out_of_disk_and_moved_it_ends_as_if_nothing_had_happened(setup,
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     errors = process.communicate()[1]
-    told = "error: interrupted; the same command with --resume continues a run"
+    told = "error: interrupted; repeat the command to continue, a run's with --resume"
     assert (process.returncode, errors.splitlines()[-1]) == (1, told) and "Traceback" not in errors
     kept = max(checkpoints(run))
     size = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -189,6 +189,8 @@ def test_other_arguments_and_another_script_are_refused_by_name(setup, runs):
     assert f"--out {run}: script was ipo_offline, is bo2_offline: " in done.stderr
     done = call("ipo_offline.py", *same, run, "--eval-batch-size", 7, "--save-policies")
     assert "this run is finished" in done.stdout  # no number depends on these
+    done = call("ipo_offline.py", *same, run, "--micro-batch-size", 7)  # where memory ran out
+    assert "micro_batch_size was 16, is 7; numbers may differ\n" in done.stdout
 
 
 def test_other_models_data_and_prompts_in_the_same_place_are_refused(setup, tmp_path):
