@@ -141,14 +141,16 @@ class Report:
         self.table(head, lines)
 
     def budgets(self, pairs: Iterable[tuple[str, str]], budgets: Iterable[float]) -> None:
-        """A row for each pair and verdict: win rates at 4 nats, and leads at each budget."""
+        """A row for each pair and verdict: win rates at 4 nats, and leads at each budget, over the
+        seeds that have both."""
         lines = []
         for (one, other), by in product(pairs, BY):
-            first, second = self.won(one, by), self.won(other, by)
-            if first or second or by == "golden":  # there may be no ground-truth score
+            seeds = self.lead(one, other, by)
+            if seeds or by == "golden":  # there may be no ground-truth score
                 leads = [told(self.lead(one, other, by, k), "+") for k in budgets]
-                seeds = len(self.lead(one, other, by))
-                lines.append([one, by, told(first), other, told(second), seeds, *leads])
+                first, second = (self.won(arm, by) for arm in (one, other))
+                cells = [told({seed: won[seed] for seed in seeds}) for won in (first, second)]
+                lines.append([one, by, cells[0], other, cells[1], len(seeds), *leads])
         head = ["arm", "by", f"at {AT} nats", "against", f"at {AT} nats", "seeds"]
         self.table([*head, *(f"ahead at {k} nat{'s' * (k > 1)}" for k in budgets)], lines)
 
