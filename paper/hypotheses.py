@@ -47,7 +47,7 @@ def coverage_report(made: Report) -> None:
     made.curves(shown, "IPO: offline on the online run's own pairs")
     made.compare((arm, ONLINE) for arm in made.groups if arm != ONLINE)
     made.ahead("4", "online is ahead of its own pairs, shuffled", 1, ONLINE, SHUFFLED)
-    made.ahead("4", "these pairs are no better than D_golden", 0, SHUFFLED, OFFLINE)
+    made.ahead("4", "its pairs, shuffled, are no better than D_golden", 0, SHUFFLED, OFFLINE)
     made.ahead("13", "little shuffling costs nothing", 0, "its pairs, windows of 4", ONLINE)
 
 
@@ -89,8 +89,10 @@ def quality_report(made: Report) -> None:
     made.curves(shown, "Offline IPO: which policies' pairs?")
     made.compare((arm, "D_golden") for arm in made.groups if arm != "D_golden")
     final, early = "final against final", "early against final"
-    made.ahead("5", "the final policy's pairs are no better", 0, final, "D_golden")
-    made.ahead("12", "pairs with one side from SFT are better", 1, "sft against early", early)
+    made.ahead("5", "the final policy's pairs are no better than D_golden", 0, final, "D_golden")
+    made.ahead(
+        "12", "sft against early is ahead of early against final", 1, "sft against early", early
+    )
 
 
 def classification(seed: int) -> Arms:

@@ -74,9 +74,10 @@ def report(made: Report) -> None:
     axis = {"xlabel": "beta", "xticks": betas}
     made.draw(panels, "optimum", "IPO: where its loss leads, and where runs end", None, **axis)
     lines.append(["DPO, hard labels", "any", "no finite optimum", "", "no finite optimum", "", ""])
-    head = ["loss", "beta", "KL, nats", "measured", "mean h on D_golden, nats", "measured"]
+    head = ["loss", "beta", "KL, optimum", "KL, measured", "mean h, optimum", "mean h, measured"]
     head += [f"win rate at {AT} nats, golden"]
-    made.table(head, lines, "Runs at the lowest learning rate, after the last step.")
+    text = "KL and mean h on D_golden, in nats, after the last step at the lowest learning rate."
+    made.table(head, lines, text)
 
 
 def main(args: Args) -> None:

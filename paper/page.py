@@ -83,8 +83,8 @@ def main(args: Args) -> None:
         for arm, by, k in product(groups, BY, BUDGETS):
             made.cell(arm, f"win rate, {by}", made.won(arm, by, k), at=k)
         if made.claims:
-            lines = (f"- {text}: **{verdict}**" for _, text, *_, verdict in made.claims)
-            made.parts.insert(0, "\n".join(lines))
+            lines = (f"{text}: **{verdict}**" for _, text, *_, verdict in made.claims)
+            made.parts.insert(0, f"Verdicts: {'; '.join(lines)}.")
         parts[name], rows = made.parts, rows + made.numbers
         card.claims += made.claims
     head = "paper's figure", "claim", "effect, by golden", "by truth", "seeds", "did it come out?"

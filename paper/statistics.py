@@ -151,7 +151,7 @@ class Report:
                 first, second = (self.won(arm, by) for arm in (one, other))
                 cells = [told({seed: won[seed] for seed in seeds}) for won in (first, second)]
                 lines.append([one, by, cells[0], other, cells[1], len(seeds), *leads])
-        head = ["arm", "by", f"at {AT} nats", "against", f"at {AT} nats", "seeds"]
+        head = ["arm", "by", f"win rate at {AT} nats", "against", "its win rate", "seeds"]
         self.table([*head, *(f"ahead at {k} nat{'s' * (k > 1)}" for k in budgets)], lines)
 
     def claim(self, figure: str, text: str, sign: int, golden: dict, truth: dict | None = None):

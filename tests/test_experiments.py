@@ -207,7 +207,7 @@ def test_the_page(place, capsys):
     assert "| 1 | DPO: online is ahead | -0.175 [-0.175, -0.175] * |" in text
     cells = "3 | 0.250 [0.250, 0.250] | -0.075 [-0.075, -0.075] * |"
     assert f"| offline, D_golden | online | {cells}" in text
-    assert "| 4 | these pairs are no better than D_golden | " in text
+    assert "| 4 | its pairs, shuffled, are no better than D_golden | " in text
     for picture in (place / "pictures").iterdir():
         assert picture.read_bytes()[16:20] == (1200).to_bytes(4, "big")
     numbers = (place / "findings.csv").read_text().splitlines()
