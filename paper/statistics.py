@@ -193,10 +193,15 @@ class Report:
     def draw(self, panels: dict, name: str, title: str, level, join=True, **axis) -> None:
         """A picture, {panel: {line: {x: values over seeds}}}: means with 95 % bands.
 
-        level: (height, name) of a grey line, or None. axis: what axes.set takes. No picture of no
-        values.
+        level: (height, name) of a grey line, or None. axis: what axes.set takes. No panel of no
+        values, and no picture of no panel.
         """
-        if not any(any(line.values()) for lines in panels.values() for line in lines.values()):
+        panels = {
+            panel: lines
+            for panel, lines in panels.items()
+            if any(any(line.values()) for line in lines.values())
+        }
+        if not panels:
             return
         size = {"figsize": (8, 3.7), "sharey": True, "layout": "constrained"}
         figure, all_axes = plt.subplots(1, len(panels), squeeze=False, **size)
